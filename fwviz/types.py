@@ -1,0 +1,303 @@
+"""Frozen records and interfaces shared by every layer.
+
+This module imports nothing of fwviz. It says what the layers exchange; the layers say how.
+
+Shapes used throughout: ``P`` mergeable parameters of one model, laid out flat; ``n`` checkpoints;
+``G`` groups of parameters; ``K`` evaluation tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+Granularity = Literal["model", "layer", "tensor"]
+Split = Literal["calibration", "validation", "test"]
+LossName = Literal["cross_entropy", "entropy"]
+Status = Literal["running", "converged", "max_steps", "stopped", "failed"]
+
+GRANULARITIES: tuple[Granularity, ...] = ("model", "layer", "tensor")
+SPLITS: tuple[Split, ...] = ("calibration", "validation", "test")
+
+
+class FwvizError(Exception):
+    """A mistake in what was given to us. ``str(error)`` is one sentence: what was wrong and what to do."""
+
+
+# --- the flat parameter space -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Groups:
+    """A partition of the flat parameter vector into ``G`` contiguous ranges.
+
+    ``bounds`` has G + 1 ascending offsets; group g is ``[bounds[g], bounds[g + 1])``. Ranges can be
+    contiguous at every granularity because :class:`ParamLayout` orders tensors by layer.
+    """
+
+    granularity: Granularity
+    names: tuple[str, ...]
+    bounds: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """The (start, stop) of each group, in order."""
+        return zip(self.bounds[:-1], self.bounds[1:], strict=True)
+
+
+@dataclass(frozen=True)
+class ParamLayout:
+    """Names, shapes and offsets of the mergeable tensors of one architecture, in layer order.
+
+    ``layers[j]`` is the layer (stem, block.0, …, head) tensor j belongs to. ``excluded`` maps the name of
+    every tensor that stays at the base to the reason. Offsets are in elements; ``offsets`` has one more
+    entry than ``names`` and ends at P.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    offsets: tuple[int, ...]
+    layers: tuple[str, ...]
+    excluded: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """P, the number of mergeable parameters."""
+        return self.offsets[-1]
+
+    def groups(self, granularity: Granularity) -> Groups:
+        """Partition at one granularity: one group, one per layer, or one per tensor."""
+        if granularity == "model":
+            return Groups("model", ("model",), (0, self.size))
+        if granularity == "tensor":
+            return Groups("tensor", self.names, self.offsets)
+        starts = [j for j, layer in enumerate(self.layers) if j == 0 or layer != self.layers[j - 1]]
+        bounds = (*(self.offsets[j] for j in starts), self.size)
+        return Groups("layer", tuple(self.layers[j] for j in starts), bounds)
+
+    def view(self, flat: Tensor, name: str) -> Tensor:
+        """The tensor ``name`` as a view of a flat (P,) vector."""
+        j = self.names.index(name)
+        return flat[self.offsets[j] : self.offsets[j + 1]].view(self.shapes[j])
+
+
+@runtime_checkable
+class TaskVectors(Protocol):
+    """n task vectors τᵢ = θᵢ − θ₀ over one layout, wherever they are stored.
+
+    Results of every storage agree to floating-point rounding. ``bytes_read`` counts the bytes of
+    checkpoint data read so far.
+    """
+
+    layout: ParamLayout
+    names: tuple[str, ...]
+    base: Tensor
+    bytes_read: int
+
+    @property
+    def n(self) -> int: ...
+
+    def scores(self, gradient: Tensor, groups: Groups) -> Tensor:
+        """S[g, i] = ⟨gradient_g, τᵢ,g⟩. gradient (P,) → (G, n) float32 on the CPU."""
+        ...
+
+    def cosines(self, gradient: Tensor, groups: Groups) -> Tensor:
+        """C[g, i] = Σ over the tensors p of group g of cos(gradient_p, θᵢ,p), raw checkpoint weights; 0 where a norm is 0.
+
+        The released FW-Merging code ranks by this. gradient (P,) → (G, n) float32 on the CPU.
+        """
+        ...
+
+    def combine(self, coefficients: Tensor, groups: Groups, out: Tensor | None = None) -> Tensor:
+        """θ₀ + Σᵢ λ[g, i]·τᵢ,g. coefficients (G, n) → flat (P,), written to ``out`` if given.
+
+        Columns that are zero everywhere are not read.
+        """
+        ...
+
+    def vector(self, i: int) -> Tensor:
+        """τᵢ as a new flat (P,) float32 tensor."""
+        ...
+
+    def subset(self, indices: Sequence[int]) -> TaskVectors:
+        """The same storage restricted to some checkpoints, in the order given."""
+        ...
+
+
+# --- what judges a merge ------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What a method may see: losses and flat gradients on calibration (labelled) or unlabelled inputs.
+
+    The joint loss is the mean over tasks of each task's mean loss. Models run in eval mode.
+    ``batch_size`` draws that many samples per task with ``generator`` (all samples if None).
+    """
+
+    tasks: tuple[str, ...]
+
+    def losses(
+        self,
+        theta: Tensor,
+        *,
+        tasks: Sequence[str] | None = None,
+        loss: LossName = "cross_entropy",
+        batch_size: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Mean loss per task at θ: (P,) → (K,) float32 on the CPU."""
+        ...
+
+    def gradient(
+        self,
+        theta: Tensor,
+        *,
+        tasks: Sequence[str] | None = None,
+        loss: LossName = "cross_entropy",
+        batch_size: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Losses (K,) and the flat gradient (P,) of their mean. The gradient is borrowed: valid until the next call."""
+        ...
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy in [0, 1] and mean cross-entropy in nats of one model on one task, over ``count`` samples."""
+
+    accuracy: float
+    loss: float
+    count: int
+
+
+# --- methods ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All a merge method receives. It holds no evaluator, so that test data cannot leak into a merge."""
+
+    vectors: TaskVectors
+    objective: Objective
+    seed: int = 0
+
+    def groups(self, granularity: Granularity) -> Groups:
+        return self.vectors.layout.groups(granularity)
+
+    def generator(self, stream: int = 0) -> torch.Generator:
+        """A CPU random generator of its own for each ``stream``, fixed by the problem's seed."""
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + stream)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One state of a running merge.
+
+    A linear merge is given by ``coefficients`` (G, n) at ``granularity``: θ = θ₀ + Σᵢ λ[g,i]·τᵢ,g. Any other merge
+    is given by ``delta`` (P,) = θ − θ₀, borrowed until the generator is advanced.
+
+    ``t`` counts iterations; ``inner`` counts the updates inside one, 0 for the completed iterate. ``scores`` (G, n) is
+    the linear approximation ⟨∇ℓ(θ_t), s_i − θ_t⟩ the oracle compared *before* this iterate was made, ``task_scores``
+    the same per task. ``vertices`` are the chosen checkpoints, per group for a layer-wise oracle.
+    """
+
+    t: int
+    granularity: Granularity = "model"
+    coefficients: Tensor | None = None
+    delta: Tensor | None = None
+    inner: int = 0
+    loss: float | None = None
+    gap: float | None = None
+    step_size: float | None = None
+    vertices: tuple[tuple[str, ...], ...] = ()
+    scores: Tensor | None = None
+    task_scores: dict[str, Tensor] = field(default_factory=dict)
+    in_hull: bool | None = None
+    status: Status = "running"
+    note: str = ""
+
+
+# --- pools --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FileCard:
+    """A data file of a pool: path relative to the pool, its rows and the SHA-256 of its bytes."""
+
+    path: str
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CheckpointCard:
+    """One checkpoint of a pool. ``accuracy`` maps split → accuracy on its own task, as measured when the pool was made."""
+
+    id: str
+    title: str
+    path: str
+    sha256: str
+    task: str
+    kind: str
+    note: str = ""
+    accuracy: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TaskCard:
+    """One evaluation task of a pool. ``accuracy`` maps row ("base", "individual") → split → accuracy."""
+
+    id: str
+    title: str
+    question: str
+    classes: tuple[str, ...]
+    prompts: tuple[str, ...]
+    splits: dict[Split, FileCard]
+    chance: float
+    accuracy: dict[str, dict[str, float]]
+    source: str
+    licence: str
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PoolCard:
+    """The validated content of ``pool.yaml``; ``root`` is the folder it lies in."""
+
+    root: Path
+    id: str
+    title: str
+    summary: str
+    family: str
+    base: dict[str, Any]
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    checkpoints: tuple[CheckpointCard, ...]
+    tasks: tuple[TaskCard, ...]
+    default_tasks: tuple[str, ...]
+    default_checkpoints: tuple[str, ...]
+    sources: tuple[dict[str, Any], ...] = ()
+    training: dict[str, Any] = field(default_factory=dict)
+    phenomena: tuple[dict[str, Any], ...] = ()
+
+    def task(self, task_id: str) -> TaskCard:
+        for task in self.tasks:
+            if task.id == task_id:
+                return task
+        raise FwvizError(f"pool {self.id!r} has no task {task_id!r}: choose from {', '.join(t.id for t in self.tasks)}.")
+
+    def checkpoint(self, checkpoint_id: str) -> CheckpointCard:
+        for checkpoint in self.checkpoints:
+            if checkpoint.id == checkpoint_id:
+                return checkpoint
+        raise FwvizError(
+            f"pool {self.id!r} has no checkpoint {checkpoint_id!r}: choose from {', '.join(c.id for c in self.checkpoints)}."
+        )
