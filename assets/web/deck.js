@@ -1,0 +1,230 @@
+/* The control deck: Run / Step / Pause / Stop, and the one scrubber over steps that all views share. */
+(() => {
+  const fwviz = (window.fwviz ||= {});
+  if (fwviz.mountRunbar) return;
+
+  // --- run bar -----------------------------------------------------------------------------------
+  const WORDS = {
+    idle: "Ready",
+    queued: "Waiting",
+    starting: "Starting",
+    running: "Running",
+    paused: "Paused",
+    stopping: "Scoring",
+    done: "Finished",
+    stopped: "Stopped",
+    failed: "Failed",
+  };
+  const LIVE = new Set(["queued", "starting", "running", "paused", "stopping"]);
+
+  fwviz.mountRunbar = (element, props, trigger, watch) => {
+    const get = (act) => element.querySelector(`[data-act=${act}]`);
+    const message = element.querySelector(".fw-message");
+    const state = element.querySelector(".fw-state");
+    let value = { v: 0, status: "idle" };
+
+    function show() {
+      const { status } = value;
+      const live = LIVE.has(status);
+      get("run").disabled = live && status !== "paused";
+      get("run").lastElementChild.textContent = status === "paused" ? "Resume" : "Run";
+      get("step").disabled = live && !(status === "paused" || status === "running");
+      get("pause").disabled = status !== "running";
+      get("stop").disabled = !live;
+      get("stop").lastElementChild.textContent = status === "stopping" ? "Skip" : "Stop";
+      state.dataset.status = status;
+      state.textContent = WORDS[status] || status;
+      message.textContent = value.message || "";
+      message.dataset.tone = value.tone || "info";
+      message.hidden = !value.message;
+      fwviz.live = live;
+    }
+
+    function take() {
+      const next = fwviz.parse(props.value, null);
+      if (!next || next.v < value.v) return;
+      value = next;
+      if (next.job !== undefined) fwviz.setQuery({ job: next.job });
+      if (next.job && next.remember) fwviz.remember(next.job);
+      show();
+      fwviz.emit("status", value);
+    }
+
+    element.addEventListener("click", (event) => {
+      const act = event.target.closest("button[data-act]")?.dataset.act;
+      if (!act) return;
+      fwviz.clicked = performance.now();
+      if (act === "run" && value.status === "paused") return trigger("pause", {});
+      if (act === "run" || (act === "step" && !LIVE.has(value.status))) {
+        value = { ...value, status: "starting", message: "" };
+        show();
+        fwviz.drawer(false);
+        return trigger(act, { recipe: fwviz.recipe() });
+      }
+      trigger(act, {});
+    });
+    watch("value", take);
+    take();
+    show();
+  };
+
+  // --- scrubber ----------------------------------------------------------------------------------
+  fwviz.mountScrubber = (element, props, trigger, watch) => {
+    const range = element.querySelector("input[type=range]");
+    const play = element.querySelector("[data-act=play]");
+    const label = element.querySelector(".fw-now");
+    const facts = element.querySelector(".fw-facts");
+    const badge = element.querySelector(".fw-badge");
+    const title = element.querySelector(".fw-source");
+    let value = { v: 0, ticks: [], index: 0 };
+    let index = 0;
+    let follow = true;
+    let timer = null;
+    let sent = 0;
+    let later = null;
+
+    const percent = (x) => (100 * x).toFixed(1) + " %";
+    const short = (x) => (Math.abs(x) >= 1e-3 && Math.abs(x) < 1e4 ? Number(x.toPrecision(3)).toString() : x.toExponential(1));
+
+    function show() {
+      const count = value.ticks.length;
+      range.max = Math.max(count - 1, 0);
+      range.value = index;
+      range.disabled = count < 2;
+      range.style.setProperty("--fw-share", count > 1 ? index / (count - 1) : 0);
+      play.disabled = count < 2;
+      play.textContent = timer ? "❚❚" : "▶";
+      play.setAttribute("aria-label", timer ? "Pause the replay" : "Replay");
+      element.querySelector("[data-act=back]").disabled = index <= 0;
+      element.querySelector("[data-act=next]").disabled = index >= count - 1;
+      const tick = value.ticks[index];
+      if (!tick) {
+        label.textContent = value.live ? "Preparing the first step …" : "No steps yet";
+        facts.replaceChildren();
+      } else {
+        const [, t, inner, loss, gap, accuracy] = tick;
+        label.textContent = `t = ${t}` + (inner ? ` + ${inner}` : "");
+        const parts = [];
+        const fact = (name, text, help) => parts.push(fwviz.el("span", { title: help }, fwviz.el("i", {}, name), " ", fwviz.el("b", {}, text)));
+        if (accuracy !== null) fact("accuracy", percent(accuracy), "Mean accuracy over the evaluation tasks, quick validation subset");
+        if (loss !== null) fact("loss", short(loss), "Mean calibration loss of the evaluation tasks, in nats");
+        if (gap !== null) fact("gap", short(gap), "Frank–Wolfe gap: at most this much could a step inside the hull still promise");
+        facts.replaceChildren(...parts);
+        range.setAttribute("aria-valuetext", `step ${index + 1} of ${count}, t = ${t}` + (accuracy !== null ? `, accuracy ${percent(accuracy)}` : ""));
+      }
+      badge.textContent = value.live ? "Live" : value.badge || "";
+      badge.dataset.kind = value.live ? "live" : value.kind || "";
+      badge.hidden = !badge.textContent;
+      title.textContent = value.title || "";
+      title.title = value.title || "";
+      element.querySelector("[data-act=follow]").hidden = !(value.live && !follow);
+    }
+
+    function cursor() {
+      const tick = value.ticks[index];
+      fwviz.cursor = { index, x: tick ? tick[0] : null };
+      fwviz.emit("cursor", fwviz.cursor);
+    }
+
+    // Dragging sends at most eight positions a second, and always the last one.
+    function send() {
+      clearTimeout(later);
+      const wait = Math.max(0, 120 - (performance.now() - sent));
+      later = setTimeout(() => {
+        sent = performance.now();
+        trigger("scrub", { view: value.view, index, follow });
+      }, wait);
+    }
+
+    function go(to, byHand = true) {
+      const last = value.ticks.length - 1;
+      const next = Math.min(Math.max(to, 0), last);
+      if (byHand) follow = value.live ? next === last : false;
+      if (next === index) return show();
+      index = next;
+      show();
+      cursor();
+      send();
+      fwviz.setQuery({ t: value.live && follow ? null : String(index) });
+    }
+    fwviz.goTo = (to) => go(to);
+
+    function halt() {
+      clearInterval(timer);
+      timer = null;
+    }
+
+    function toggle() {
+      if (timer) {
+        halt();
+        return show();
+      }
+      if (value.ticks.length < 2) return;
+      if (index >= value.ticks.length - 1) go(0);
+      timer = setInterval(
+        () => {
+          go(index + 1);
+          if (index >= value.ticks.length - 1) {
+            halt();
+            show();
+          }
+        },
+        Math.min(Math.max(9000 / value.ticks.length, 160), 700),
+      );
+      show();
+    }
+
+    function take() {
+      const next = fwviz.parse(props.value, null);
+      if (!next || next.v < value.v) return;
+      const other = next.view !== value.view;
+      if (other) {
+        halt();
+        follow = next.follow !== false;
+      }
+      value = next;
+      const last = Math.max(value.ticks.length - 1, 0);
+      index = other || (follow && value.live) || (follow && next.index !== undefined) ? (next.index ?? last) : Math.min(index, last);
+      if (fwviz.clicked && value.live && value.ticks.length) {
+        fwviz.firstStep = performance.now() - fwviz.clicked;
+        fwviz.clicked = 0;
+      }
+      fwviz.updates = (fwviz.updates || 0) + 1;
+      if (other) fwviz.setQuery({ view: value.viewQuery || null, t: next.follow === false ? String(index) : null });
+      show();
+      cursor();
+    }
+
+    range.addEventListener("input", () => {
+      halt();
+      go(Number(range.value));
+    });
+    element.addEventListener("click", (event) => {
+      const act = event.target.closest("button[data-act]")?.dataset.act;
+      if (!act) return;
+      if (act === "play") return toggle();
+      halt();
+      if (act === "back") go(index - 1);
+      if (act === "next") go(index + 1);
+      if (act === "follow") {
+        follow = true;
+        go(value.ticks.length - 1);
+      }
+    });
+    document.addEventListener("keydown", (event) => {
+      if (event.altKey || event.ctrlKey || event.metaKey || !element.isConnected) return;
+      const at = event.target;
+      if (at !== range && at.closest?.("input, textarea, select, [contenteditable], summary, [role=tab], .fw-table")) return;
+      if (event.key === " " && (at.closest?.("button, a") || at === range) && at !== range) return;
+      if (event.key === "ArrowLeft" || event.key === "ArrowRight") {
+        halt();
+        go(index + (event.key === "ArrowRight" ? 1 : -1));
+      } else if (event.key === " ") toggle();
+      else return;
+      event.preventDefault();
+    });
+    watch("value", take);
+    take();
+    show();
+  };
+})();

@@ -1,0 +1,139 @@
+/* The page's own small pieces: an event bus, the theme, the address bar, the drawer. No framework, no other hosts. */
+(() => {
+  const fwviz = (window.fwviz ||= {});
+  if (fwviz.page) return;
+  fwviz.page = true;
+
+  // --- bus: hover, cursor and theme changes stay in the browser -----------------------------------
+  const listeners = {};
+  fwviz.on = (name, listener) => {
+    (listeners[name] ||= new Set()).add(listener);
+    return () => listeners[name].delete(listener);
+  };
+  fwviz.emit = (name, detail) => {
+    for (const listener of listeners[name] || []) listener(detail);
+  };
+
+  fwviz.parse = (value, otherwise) => {
+    if (typeof value !== "string" || !value) return otherwise;
+    try {
+      return JSON.parse(value);
+    } catch {
+      return otherwise;
+    }
+  };
+
+  // Text from the server is only ever inserted as text.
+  fwviz.el = (tag, attributes = {}, ...children) => {
+    const node = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) {
+      if (value === null || value === undefined || value === false) continue;
+      if (name === "class") node.className = value;
+      else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+      else node.setAttribute(name, value === true ? "" : value);
+    }
+    node.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
+    return node;
+  };
+
+  // --- theme -------------------------------------------------------------------------------------
+  const asked = new URLSearchParams(location.search).get("__theme");
+  const remembered = (() => {
+    try {
+      return localStorage.getItem("fwviz.theme");
+    } catch {
+      return null;
+    }
+  })();
+  fwviz.theme = () => (document.body.classList.contains("dark") ? "dark" : "light");
+  fwviz.setTheme = (name) => {
+    document.body.classList.toggle("dark", name === "dark");
+    document.documentElement.classList.toggle("dark", name === "dark");
+    try {
+      localStorage.setItem("fwviz.theme", name);
+    } catch {
+      /* a private window may forbid storage: the choice then lasts for this page only */
+    }
+  };
+  if (!asked && (remembered === "dark" || remembered === "light")) fwviz.setTheme(remembered);
+  let seen = fwviz.theme();
+  new MutationObserver(() => {
+    if (fwviz.theme() === seen) return;
+    seen = fwviz.theme();
+    fwviz.emit("theme", seen);
+  }).observe(document.body, { attributes: true, attributeFilter: ["class"] });
+
+  // --- address bar: the whole state, so that a link is the session --------------------------------
+  fwviz.query = () => new URLSearchParams(location.search);
+  fwviz.setQuery = (changes) => {
+    const query = fwviz.query();
+    for (const [name, value] of Object.entries(changes)) {
+      if (value === null || value === undefined || value === "") query.delete(name);
+      else query.set(name, value);
+    }
+    const text = query.toString().replaceAll("%2C", ",").replaceAll("%3A", ":");
+    const next = location.pathname + (text ? "?" + text : "") + location.hash;
+    if (next !== location.pathname + location.search + location.hash) history.replaceState(history.state, "", next);
+  };
+  // A recipe arrives as a whole query: its parameters replace those of the recipe before it, the others stay.
+  fwviz.setRecipeQuery = (text) => {
+    const changes = {};
+    for (const name of fwviz.query().keys()) {
+      if (/^(pool|method|tasks|checkpoints|seed|device|dtype|storage|set\..*)$/.test(name)) changes[name] = null;
+    }
+    for (const [name, value] of new URLSearchParams(text)) changes[name] = value;
+    fwviz.setQuery(changes);
+  };
+
+  // --- drawer (the sidebar at phone width) --------------------------------------------------------
+  fwviz.drawer = (open) => {
+    document.body.classList.toggle("fw-drawer-open", open);
+    for (const button of document.querySelectorAll("[data-fw-drawer]")) button.setAttribute("aria-expanded", String(open));
+    if (open) document.querySelector("#fw-form input, #fw-form select, #fw-form button")?.focus({ preventScroll: true });
+  };
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && document.body.classList.contains("fw-drawer-open")) fwviz.drawer(false);
+  });
+
+  fwviz.mountHeader = (element) => {
+    element.addEventListener("click", async (event) => {
+      const button = event.target.closest("button");
+      if (!button) return;
+      if (button.dataset.act === "theme") fwviz.setTheme(fwviz.theme() === "dark" ? "light" : "dark");
+      if (button.dataset.act === "drawer") fwviz.drawer(!document.body.classList.contains("fw-drawer-open"));
+      if (button.dataset.act === "link") {
+        const done = await fwviz.copy(location.href);
+        fwviz.say(done ? "Link copied: it holds the pool, the recipe, the step and the tab." : "Copy the address of this page: it is the link.");
+      }
+    });
+  };
+
+  fwviz.copy = async (text) => {
+    try {
+      await navigator.clipboard.writeText(text);
+      return true;
+    } catch {
+      const area = fwviz.el("textarea", { style: "position:fixed;opacity:0" });
+      area.value = text;
+      document.body.append(area);
+      area.select();
+      const done = document.execCommand("copy");
+      area.remove();
+      return done;
+    }
+  };
+
+  // One polite sentence at the foot of the page.
+  let quiet = 0;
+  fwviz.say = (text) => {
+    let toast = document.getElementById("fw-toast");
+    if (!toast) {
+      toast = fwviz.el("div", { id: "fw-toast", role: "status", "aria-live": "polite" });
+      document.body.append(toast);
+    }
+    toast.textContent = text;
+    toast.classList.add("shown");
+    clearTimeout(quiet);
+    quiet = setTimeout(() => toast.classList.remove("shown"), 4000);
+  };
+})();

@@ -1,0 +1,1 @@
+"""The parts of the page: one file per panel, each builds its components and says what they are."""

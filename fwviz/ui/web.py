@@ -1,0 +1,80 @@
+"""What the page loads beside gradio's own files: our scripts and style, plotly.js, and downloads of a run."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+
+ASSETS = Path(__file__).parents[2] / "assets" / "web"
+PREFIX = "fwviz"
+SCRIPTS = ("page.js", "chart.js", "form.js", "deck.js", "history.js")
+_TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
+
+
+def plotly_path() -> Path:
+    """plotly.js as it ships inside the installed plotly package."""
+    from importlib.util import find_spec
+
+    found = find_spec("plotly")
+    assert found is not None and found.origin is not None
+    return Path(found.origin).parent / "package_data" / "plotly.min.js"
+
+
+@lru_cache(maxsize=32)
+def _packed(path: Path, modified: float) -> tuple[bytes, bytes]:
+    content = path.read_bytes()
+    return content, gzip.compress(content, 5)
+
+
+@lru_cache(maxsize=32)
+def _stamp(path: Path) -> str:
+    """Ten hex digits that change with the file, so that browsers may keep what they have."""
+    return hashlib.sha256(f"{path.stat().st_size}-{path.stat().st_mtime_ns}".encode()).hexdigest()[:10]
+
+
+def address(name: str) -> str:
+    """Address of one of our files, relative to the page."""
+    path = plotly_path() if name == "plotly.min.js" else ASSETS / name
+    return f"{PREFIX}/{name}?v={_stamp(path)}"
+
+
+def _serve(request: Request) -> Response:
+    """One of a fixed list of files, packed once per version of the file."""
+    name = request.path_params["name"]
+    known = {path.name: path for path in ASSETS.iterdir() if path.suffix in _TYPES}
+    known["plotly.min.js"] = plotly_path()
+    path = known.get(name)
+    if path is None:
+        return PlainTextResponse("no such file", status_code=404)
+    content, packed = _packed(path, path.stat().st_mtime)
+    headers = {"Cache-Control": "public, max-age=31536000, immutable", "Vary": "Accept-Encoding"}
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        content, headers = packed, headers | {"Content-Encoding": "gzip"}
+    return Response(content, media_type=_TYPES[path.suffix], headers=headers)
+
+
+def routes() -> list[BaseRoute]:
+    """Routes given to the app that gradio makes."""
+    return [Route(f"/{PREFIX}/{{name}}", _serve)]
+
+
+def head() -> str:
+    """Tags of the page's head: colours for the browser's own chrome, our style and where plotly.js lies."""
+    return "\n".join(
+        (
+            '<meta name="color-scheme" content="light dark">',
+            f'<meta name="fw-plotly" content="{address("plotly.min.js")}">',
+            f'<link rel="stylesheet" href="{address("style.css")}">',
+        )
+    )
+
+
+def scripts() -> str:
+    """Script tags a component of ours needs before it is mounted; the browser loads each once."""
+    return "".join(f'<script src="{address(name)}"></script>' for name in SCRIPTS)
