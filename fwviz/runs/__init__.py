@@ -1,0 +1,1 @@
+"""Recipes, the runner, traces, the run store and exports."""
