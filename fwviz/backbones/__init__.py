@@ -1,0 +1,1 @@
+"""Model families: parameters and a batch in, features out."""

@@ -1,0 +1,330 @@
+"""``pool.yaml`` read as untrusted input: every value is checked once, here, with a message that names file and key."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fwviz.types import SPLITS, CheckpointCard, FileCard, FwvizError, PoolCard, TaskCard
+
+FAMILIES = ("clip_vision",)
+KINDS = ("own", "weak", "half_classes", "noisy_labels", "foreign_base")
+ROWS = ("base", "individual")
+SCORED: tuple[str, ...] = ("validation", "test")
+
+_MAX_BYTES = 4 << 20  # of pool.yaml
+_MAX_DEPTH = 24
+_MAX_CHECKPOINTS, _MAX_TASKS, _MAX_CLASSES, _MAX_PROMPTS = 1024, 1024, 10_000, 256
+_MAX_ROWS = 1_000_000
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's where PyYAML was built with it: ten times faster
+
+
+def load_card(root: Path | str) -> PoolCard:
+    """Read and validate ``root/pool.yaml``. No other file is opened; paths are checked to lie inside ``root``.
+
+    Raises:
+        FwvizError: the file is missing, too large, no YAML, uses aliases, or a value is missing or out of range.
+    """
+    root = Path(root)
+    file = root / "pool.yaml"
+    top = _Node(str(file), "", _read_yaml(file))
+    if top.count("format", 1, 1_000_000) != 1:
+        raise FwvizError(f"{file} has format {top.value['format']}, but this version reads format 1: update fwviz.")
+    merge = top.node("merge")
+    checkpoints = tuple(_checkpoint(node, root) for node in top.nodes("checkpoints", _MAX_CHECKPOINTS))
+    tasks = tuple(_task(node, root) for node in top.nodes("tasks", _MAX_TASKS))
+    checkpoint_ids = top.unique("checkpoints", [c.id for c in checkpoints])
+    task_ids = top.unique("tasks", [t.id for t in tasks])
+    for checkpoint in checkpoints:
+        if checkpoint.task not in task_ids:
+            raise FwvizError(f"{file}: checkpoint {checkpoint.id!r} is of the task {checkpoint.task!r}, which is not listed.")
+    default = top.node("default")
+    return PoolCard(
+        root=root,
+        id=top.identifier("id"),
+        title=top.text("title", 200),
+        summary=top.text("summary", 4000),
+        family=top.choice("family", FAMILIES),
+        base=_base(top.node("base"), root),
+        include=merge.texts("include", 64, 200),
+        exclude=merge.texts("exclude", 1024, 200, least=0),
+        checkpoints=checkpoints,
+        tasks=tasks,
+        default_tasks=default.choices("tasks", task_ids),
+        default_checkpoints=default.choices("checkpoints", checkpoint_ids),
+        sources=tuple(node.plain() for node in top.nodes("sources", 10_000, optional=True)),
+        training=top.node("training").plain() if "training" in top.value else {},
+        phenomena=tuple(node.plain() for node in top.nodes("phenomena", 1000, optional=True)),
+    )
+
+
+def verify(card: PoolCard) -> list[str]:
+    """Read every file of the pool and compare its SHA-256 with the card. One sentence per problem, none if all is well."""
+    expected = [(card.base["path"] + "/model.safetensors", card.base["sha256"])]
+    expected += [(f"{c.path}/model.safetensors", c.sha256) for c in card.checkpoints]
+    expected += [(file.path, file.sha256) for task in card.tasks for file in task.splits.values()]
+    problems = []
+    for path, sha256 in expected:
+        try:
+            check_sha256(card.root / path, sha256)
+        except FwvizError as error:
+            problems.append(str(error))
+    return problems
+
+
+def check_sha256(path: Path, sha256: str) -> None:
+    """Raise FwvizError if the file is missing or its bytes have another SHA-256."""
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise FwvizError(f"{path} cannot be read: {error.strerror}.") from None
+    if found != sha256:
+        raise FwvizError(f"{path} is not the file its pool card describes (SHA-256 {found[:12]}…): restore the pool.")
+
+
+# --- parts of the card --------------------------------------------------------------------------
+
+
+def _base(node: _Node, root: Path) -> dict[str, Any]:
+    return {
+        "path": node.path("path", root),
+        "sha256": node.sha256("sha256"),
+        "parameters": node.count("parameters", 1, 10**12),
+        "image_size": node.count("image_size", 1, 4096),
+        "licence": node.text("licence", 200),
+    }
+
+
+def _checkpoint(node: _Node, root: Path) -> CheckpointCard:
+    return CheckpointCard(
+        id=node.identifier("id"),
+        title=node.text("title", 200),
+        path=node.path("path", root),
+        sha256=node.sha256("sha256"),
+        task=node.identifier("task"),
+        kind=node.choice("kind", KINDS),
+        note=node.text("note", 2000, optional=True),
+        accuracy=node.node("accuracy").accuracy(),
+    )
+
+
+def _task(node: _Node, root: Path) -> TaskCard:
+    splits, accuracy = node.node("splits"), node.node("accuracy")
+    return TaskCard(
+        id=node.identifier("id"),
+        title=node.text("title", 200),
+        question=node.text("question", 500),
+        classes=node.unique("classes", node.texts("classes", _MAX_CLASSES, 300, least=2)),
+        prompts=_prompts(node),
+        splits={split: _file(splits.node(split), root) for split in SPLITS},
+        chance=node.fraction("chance"),
+        accuracy={row: accuracy.node(row).accuracy() for row in ROWS},
+        source=node.text("source", 2000),
+        licence=node.text("licence", 500),
+        tags=node.texts("tags", 64, 100, least=0) if "tags" in node.value else (),
+    )
+
+
+def _file(node: _Node, root: Path) -> FileCard:
+    return FileCard(node.path("path", root), node.count("rows", 1, _MAX_ROWS), node.sha256("sha256"))
+
+
+def _prompts(node: _Node) -> tuple[str, ...]:
+    prompts = node.texts("prompts", _MAX_PROMPTS, 300)
+    for prompt in prompts:
+        if "{}" not in prompt:
+            raise node.wrong("prompts", prompt, "a text with {} where the class name goes")
+    return prompts
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A mapping of the card and where it stands, for messages."""
+
+    file: str
+    place: str
+    value: Mapping[str, Any]
+
+    def wrong(self, key: str, value: Any, wanted: str) -> FwvizError:
+        return FwvizError(f"{self.file}: {self._at(key)} is {_short(value)}, but must be {wanted}.")
+
+    def get(self, key: str) -> Any:
+        if key not in self.value:
+            raise FwvizError(f"{self.file}: {self._at(key)} is missing.")
+        return self.value[key]
+
+    def node(self, key: str) -> _Node:
+        return self._child(key, self.get(key))
+
+    def nodes(self, key: str, most: int, *, optional: bool = False) -> tuple[_Node, ...]:
+        if optional and key not in self.value:
+            return ()
+        values = self._list(key, most, 0 if optional else 1)
+        return tuple(self._child(f"{key}[{i}]", value) for i, value in enumerate(values))
+
+    def text(self, key: str, longest: int, *, optional: bool = False) -> str:
+        if optional and key not in self.value:
+            return ""
+        return self._text(key, self.get(key), longest, least=0 if optional else 1)
+
+    def texts(self, key: str, most: int, longest: int, *, least: int = 1) -> tuple[str, ...]:
+        return tuple(
+            self._text(f"{key}[{i}]", value, longest, least=1) for i, value in enumerate(self._list(key, most, least))
+        )
+
+    def choice(self, key: str, known: tuple[str, ...]) -> str:
+        value = self.get(key)
+        if not isinstance(value, str) or value not in known:
+            raise self.wrong(key, value, f"one of {', '.join(known)}")
+        return value
+
+    def choices(self, key: str, known: tuple[str, ...]) -> tuple[str, ...]:
+        values = self.unique(key, self.texts(key, len(known), 64))
+        for value in values:
+            if value not in known:
+                raise FwvizError(f"{self.file}: {self._at(key)} names {value!r}, which the card does not list.")
+        return values
+
+    def unique(self, key: str, values: list[str] | tuple[str, ...]) -> tuple[str, ...]:
+        seen: set[str] = set()
+        for value in values:
+            if value in seen:
+                raise FwvizError(f"{self.file}: {self._at(key)} lists {value!r} twice.")
+            seen.add(value)
+        return tuple(values)
+
+    def identifier(self, key: str) -> str:
+        value = self.get(key)
+        if not isinstance(value, str) or not _ID.fullmatch(value) or ".." in value:
+            raise self.wrong(key, value, "an id of letters, digits and _ . + - (64 at most)")
+        return value
+
+    def sha256(self, key: str) -> str:
+        value = self.get(key)
+        if not isinstance(value, str) or not _SHA256.fullmatch(value):
+            raise self.wrong(key, value, "a SHA-256 of 64 lower-case hex digits")
+        return value
+
+    def count(self, key: str, low: int, high: int) -> int:
+        value = self.get(key)
+        if type(value) is not int or not low <= value <= high:
+            raise self.wrong(key, value, f"a whole number from {low} to {high}")
+        return value
+
+    def fraction(self, key: str) -> float:
+        value = self.get(key)
+        if type(value) not in (int, float) or not (math.isfinite(value) and 0 <= value <= 1):
+            raise self.wrong(key, value, "a number from 0 to 1")
+        return float(value)
+
+    def accuracy(self) -> dict[str, float]:
+        return {split: self.fraction(split) for split in SCORED}
+
+    def path(self, key: str, root: Path) -> str:
+        """A relative path in POSIX form that stays inside ``root``, symbolic links followed."""
+        value = self.text(key, 500)
+        parts = value.split("/")
+        if "\\" in value or ":" in value or any(part in ("", ".", "..") for part in parts):
+            raise self.wrong(key, value, "a relative path with / inside the pool's folder")
+        if not (root / value).resolve().is_relative_to(root.resolve()):
+            raise FwvizError(f"{self.file}: {self._at(key)} leads out of the pool's folder by a link: copy the file in.")
+        return value
+
+    def plain(self) -> dict[str, Any]:
+        """The mapping as plain JSON data, for parts the card only reports."""
+        return {key: self._plain(key, value) for key, value in self.value.items()}
+
+    def _plain(self, key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {inner: self._plain(f"{key}.{inner}", item) for inner, item in self._child(key, value).value.items()}
+        if isinstance(value, list):
+            return [self._plain(f"{key}[{i}]", item) for i, item in enumerate(value)]
+        if isinstance(value, datetime.date):  # datetime is one too
+            return value.isoformat()
+        if isinstance(value, float) and not math.isfinite(value):
+            raise self.wrong(key, value, "finite")
+        if value is None or isinstance(value, (str, bool, int, float)):
+            return value
+        raise self.wrong(key, value, "plain text, a number, a list or a mapping")
+
+    def _at(self, key: str) -> str:
+        return f"{self.place}.{key}" if self.place else key
+
+    def _child(self, key: str, value: Any) -> _Node:
+        if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+            raise self.wrong(key, value, "a mapping with text keys")
+        return _Node(self.file, self._at(key), value)
+
+    def _list(self, key: str, most: int, least: int) -> list[Any]:
+        value = self.get(key)
+        if not isinstance(value, list) or not least <= len(value) <= most:
+            raise self.wrong(key, value, f"a list of {least} to {most} entries")
+        return value
+
+    def _text(self, key: str, value: Any, longest: int, least: int) -> str:
+        if not isinstance(value, str):
+            raise self.wrong(key, value, "text: put it in quotes")
+        if not least <= len(value.strip()) or len(value) > longest:
+            raise self.wrong(key, value, f"a text of {least} to {longest} characters")
+        if any(ord(letter) < 32 and letter not in "\n\t" for letter in value):
+            raise self.wrong(key, value, "free of control characters")
+        return value
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, (dict, list)):
+        return f"a {'mapping' if isinstance(value, dict) else 'list'} of {len(value)} entries"
+    shown = repr(value)
+    return shown if len(shown) <= 80 else shown[:77] + "…"
+
+
+# --- YAML ---------------------------------------------------------------------------------------
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    """Parse one mapping. Aliases are refused: with them a short file becomes a huge one ("billion laughs")."""
+    try:
+        size = file.stat().st_size
+        if size > _MAX_BYTES:
+            raise FwvizError(f"{file} has {size >> 20} MiB, but a pool card has at most {_MAX_BYTES >> 20} MiB.")
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FwvizError(f"{file} is missing: {file.parent} is no pool.") from None
+    except OSError as error:
+        raise FwvizError(f"{file} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise FwvizError(f"{file} is not UTF-8 text: save it again.") from None
+    try:
+        for event, depth in _events(text):
+            if isinstance(event, yaml.AliasEvent):
+                raise FwvizError(f"{file}: line {event.start_mark.line + 1} uses a YAML alias, which cards may not: write it out.")
+            if depth > _MAX_DEPTH:
+                raise FwvizError(f"{file}: line {event.start_mark.line + 1} is nested deeper than {_MAX_DEPTH} levels.")
+        value = yaml.load(text, Loader=_LOADER)
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark is not None else ""
+        raise FwvizError(f"{file} is no valid YAML{where}: correct it.") from None
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise FwvizError(f"{file} holds no mapping with text keys: it is no pool card.")
+    return value
+
+
+def _events(text: str) -> Iterator[tuple[yaml.Event, int]]:
+    """The parser's events with their depth; nothing is built from them."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        yield event, depth
+        depth -= isinstance(event, yaml.CollectionEndEvent)
