@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +83,7 @@ def bind(module: nn.Module, layout: ParamLayout, rename: Mapping[str, str] | Non
 
 def _checked(layout: ParamLayout, found: Mapping[str, nn.Parameter]) -> list[nn.Parameter]:
     """The parameters in layout order, all of one kind."""
-    parameters = []
+    parameters: list[nn.Parameter] = []
     for name, shape in zip(layout.names, layout.shapes, strict=True):
         if name not in found:
             raise FwvizError(f"the model has no parameter {name!r}: exclude it from the merge or give a rename.")
@@ -90,7 +91,7 @@ def _checked(layout: ParamLayout, found: Mapping[str, nn.Parameter]) -> list[nn.
         if tuple(parameter.shape) != shape:
             raise FwvizError(f"parameter {name!r} has shape {tuple(parameter.shape)}, but the layout has {shape}.")
         if not parameter.is_contiguous():
-            raise FwvizError(f"parameter {name!r} is not contiguous in memory: call .contiguous() on it before binding.")
+            raise FwvizError(f"parameter {name!r} is not contiguous in memory: make it so before binding.")
         if parameters and (parameter.dtype, parameter.device) != (parameters[0].dtype, parameters[0].device):
             raise FwvizError(
                 f"parameter {name!r} is {parameter.dtype} on {parameter.device}, but {layout.names[0]!r} is "
@@ -106,6 +107,6 @@ def _refuse_shared_memory(layout: ParamLayout, parameters: tuple[nn.Parameter, .
         (parameter.data_ptr(), parameter.data_ptr() + parameter.numel() * parameter.element_size(), name)
         for name, parameter in zip(layout.names, parameters, strict=True)
     )
-    for (_, stop, name), (start, _, other) in zip(spans[:-1], spans[1:], strict=True):
+    for (_, stop, name), (start, _, other) in pairwise(spans):
         if start < stop:
             raise FwvizError(f"{name!r} and {other!r} share memory: exclude one of them from the merge.")

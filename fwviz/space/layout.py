@@ -12,13 +12,15 @@ from torch import Tensor
 from fwviz.types import FwvizError, ParamLayout
 
 # Block containers of HF CLIP, ViT, BERT, RoBERTa, LLaMA ("layers.3", "layer.3"), T5 and timm ("block.3", "blocks.3"),
-# GPT-2 ("h.3"), open_clip ("resblocks.3") and ResNets ("layer3."). The first hit counts: T5 nests "layer.0" in "block.3".
+# GPT-2 ("h.3"), open_clip ("resblocks.3"), ResNets ("layer3."). The first hit counts: T5 nests "layer.0" in "block.3".
 _BLOCK = re.compile(r"(?:^|\.)(?:(?:layers?|blocks?|resblocks|h|stages?)\.|layer)(\d+)(?:\.|$)")
 _TEXT = re.compile(
     r"^(?:text_model|text|text_projection|token_embedding|positional_embedding|ln_final|transformer\.resblocks)(?:\.|$)"
 )
 _DECODER = re.compile(r"^(?:(?:model|transformer)\.)?decoder\.")
-_STEM = re.compile(r"embed|patch|pos_emb|cls_token|pre_layrnorm|pre_layernorm|ln_pre|norm_pre|(?:^|\.)(?:wte|wpe|conv1|bn1|shared)\.")
+_STEM = re.compile(
+    r"embed|patch|pos_emb|cls_token|pre_layrnorm|pre_layernorm|ln_pre|norm_pre|(?:^|\.)(?:wte|wpe|conv1|bn1|shared)\."
+)
 _INDEX_BUFFER = re.compile(r"(?:^|\.)(?:position_ids|token_type_ids|num_batches_tracked)$")
 
 

@@ -18,6 +18,7 @@ from threading import Barrier
 import torch
 from torch import Tensor
 
+from fwviz.space.files import CheckpointFile
 from fwviz.types import FwvizError, Groups, ParamLayout
 
 # Rows × columns of a block, in elements, on the CPU. Blocks this large keep Python's share of the time at a few per
@@ -35,6 +36,7 @@ class _Scratch:
     def __init__(self, columns: int, device: torch.device) -> None:
         self.columns = columns
         self.device = device
+        self.bytes_read = 0
         self._buffers: dict[str, Tensor] = {}
 
     def get(self, use: str, rows: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -76,11 +78,10 @@ class _TaskVectors(ABC):
 
     @abstractmethod
     def _load(self, rows: Sequence[int], start: int, stop: int, scratch: _Scratch, weights: bool) -> Tensor:
-        """Task vectors (or checkpoint weights) of some rows in [start, stop): (len(rows), stop − start) float32."""
+        """Task vectors (or checkpoint weights) of some rows in [start, stop): (len(rows), stop − start) float32.
 
-    @abstractmethod
-    def _row_bytes(self, row: int) -> int:
-        """Bytes read for one whole row."""
+        Adds the bytes of checkpoint data it took to ``scratch.bytes_read``.
+        """
 
     def scores(self, gradient: Tensor, groups: Groups) -> Tensor:
         """S[g, i] = ⟨gradient_g, τᵢ,g⟩, accumulated over the differences θᵢ − θ₀ so that no digits cancel.
@@ -97,16 +98,18 @@ class _TaskVectors(ABC):
             slope = gradient[start:stop].float()
             for first, rows in _row_blocks(range(self.n)):
                 tau = self._load(rows, start, stop, scratch, weights=False)
+                columns = slice(first, first + len(rows))
                 for a, b, _, p in block:
-                    partial[p, first : first + len(rows)] = torch.mv(tau[:, a - start : b - start], slope[a - start : b - start])
+                    partial[p, columns] = torch.mv(tau[:, a - start : b - start], slope[a - start : b - start])
 
-        self._run(work, blocks, range(self.n))
+        self._run(work, blocks)
         return _segment_sum(partial, owner, len(groups)).float().cpu()
 
     def cosines(self, gradient: Tensor, groups: Groups) -> Tensor:
         """C[g, i] = Σ over tensors p of group g of ⟨gradient_p, θᵢ,p⟩ / (‖gradient_p‖·‖θᵢ,p‖), 0 where a norm is 0.
 
-        The ranking of the released FW-Merging code, on raw checkpoint weights. gradient (P,) → (G, n) float32 on the CPU.
+        The ranking of the released FW-Merging code, on raw checkpoint weights. gradient (P,) → (G, n) float32, on the
+        CPU.
         """
         self._check(gradient, groups)
         offsets = self.layout.offsets
@@ -125,12 +128,13 @@ class _TaskVectors(ABC):
                 slope_square[p] = torch.linalg.vector_norm(slope[a - start : b - start]).double().square()
             for first, rows in _row_blocks(range(self.n)):
                 theta = self._load(rows, start, stop, scratch, weights=True)
+                columns = slice(first, first + len(rows))
                 for a, b, _, p in block:
                     part = theta[:, a - start : b - start]
-                    dot[p, first : first + len(rows)] = torch.mv(part, slope[a - start : b - start])
-                    square[p, first : first + len(rows)] = torch.linalg.vector_norm(part, dim=1).double().square()
+                    dot[p, columns] = torch.mv(part, slope[a - start : b - start])
+                    square[p, columns] = torch.linalg.vector_norm(part, dim=1).double().square()
 
-        self._run(work, blocks, range(self.n))
+        self._run(work, blocks)
         tensors = len(self.layout.names)
         norms = (_segment_sum(square, owner, tensors) * _segment_sum(slope_square, owner, tensors)).sqrt()
         cosine = torch.where(norms > 0, _segment_sum(dot, owner, tensors) / norms, 0.0)
@@ -138,7 +142,7 @@ class _TaskVectors(ABC):
         return _segment_sum(cosine, group_of, len(groups)).float().cpu()
 
     def combine(self, coefficients: Tensor, groups: Groups, out: Tensor | None = None) -> Tensor:
-        """θ₀ + Σᵢ λ[g, i]·τᵢ,g. Checkpoints whose column is zero everywhere are not read.
+        """θ₀ + Σᵢ λ[g, i]·τᵢ,g. Checkpoints are read only where their coefficients are not zero.
 
         Args:
             coefficients: λ (G, n).
@@ -146,14 +150,14 @@ class _TaskVectors(ABC):
         """
         self._check(None, groups)
         if coefficients.shape != (len(groups), self.n):
-            raise ValueError(f"coefficients have shape {tuple(coefficients.shape)}, but must have {(len(groups), self.n)}")
+            raise ValueError(f"coefficients have shape {tuple(coefficients.shape)}, not {(len(groups), self.n)}")
         if out is None:
             out = torch.empty(self.layout.size, device=self.base.device)
         elif out.shape != self.base.shape or out.data_ptr() == self.base.data_ptr():
             raise ValueError("out must be another vector of the base's size")
         target = out.detach()
         weights = coefficients.detach().to(self.base.device, torch.float32)
-        used = weights.ne(0).any(0).nonzero().flatten().tolist()
+        used = coefficients.detach().ne(0).cpu()
         blocks, _ = self._blocks(groups.bounds)
         direct = target.dtype == torch.float32 and target.device == self.base.device
 
@@ -161,14 +165,15 @@ class _TaskVectors(ABC):
             start, stop = block[0][0], block[-1][1]
             theta = target[start:stop] if direct else scratch.get("sum", 1)[0, : stop - start]
             theta.copy_(self.base[start:stop])
-            for _, rows in _row_blocks(used):
+            groups_here = slice(block[0][2], block[-1][2] + 1)
+            for _, rows in _row_blocks(used[groups_here].any(0).nonzero().flatten().tolist()):
                 tau = self._load(rows, start, stop, scratch, weights=False)
                 for a, b, g, _ in block:
                     theta[a - start : b - start].addmv_(tau[:, a - start : b - start].t(), weights[g, rows])
             if not direct:
                 target[start:stop].copy_(theta)
 
-        self._run(work, blocks, used)
+        self._run(work, blocks)
         return out
 
     def vector(self, i: int) -> Tensor:
@@ -180,7 +185,7 @@ class _TaskVectors(ABC):
             start, stop = block[0][0], block[-1][1]
             out[start:stop] = self._load([i], start, stop, scratch, weights=False)[0]
 
-        self._run(work, blocks, [i])
+        self._run(work, blocks)
         return out
 
     # --- how a sweep over all blocks runs ---------------------------------------------------------
@@ -214,23 +219,23 @@ class _TaskVectors(ABC):
         return blocks, owner
 
     def _run(
-        self, work: Callable[[Sequence[_Piece], _Scratch], None], blocks: Sequence[Sequence[_Piece]], rows: Sequence[int]
+        self, work: Callable[[Sequence[_Piece], _Scratch], None], blocks: Sequence[Sequence[_Piece]]
     ) -> None:
         """Do the work of every block, on as many threads as torch may use."""
-        self._meter.bytes += sum(self._row_bytes(row) for row in rows)
         pending = iter(blocks)
 
-        def drain() -> None:
+        def drain() -> int:
             scratch = _Scratch(self._columns, self.base.device)
             for block in pending:  # shared by the workers: each takes the next block
                 work(block, scratch)
+            return scratch.bytes_read
 
         threads = min(torch.get_num_threads(), len(blocks)) if self.base.device.type == "cpu" else 1
         if threads == 1:
-            drain()
+            self._meter.bytes += drain()
         else:
-            for future in [_workers(os.getpid(), torch.get_num_threads()).submit(drain) for _ in range(threads)]:
-                future.result()
+            pool = _workers(os.getpid(), torch.get_num_threads())
+            self._meter.bytes += sum([future.result() for future in [pool.submit(drain) for _ in range(threads)]])
 
 
 @lru_cache(maxsize=4)
@@ -259,8 +264,8 @@ def _row_blocks(rows: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
 
 def _segment_sum(partial: Tensor, owner: Sequence[int], count: int) -> Tensor:
     """Add the rows of ``partial`` that have one owner: (len(owner), n) → (count, n)."""
-    index = torch.tensor(owner, device=partial.device)
-    return torch.zeros(count, partial.shape[1], dtype=partial.dtype, device=partial.device).index_add_(0, index, partial)
+    total = torch.zeros(count, partial.shape[1], dtype=partial.dtype, device=partial.device)
+    return total.index_add_(0, torch.tensor(owner, device=partial.device), partial)
 
 
 class ResidentTaskVectors(_TaskVectors):
@@ -288,7 +293,7 @@ class ResidentTaskVectors(_TaskVectors):
         if matrix.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise FwvizError(f"task vectors cannot be held as {matrix.dtype}: use float32, bfloat16 or float16.")
         if matrix.device != base.device:
-            raise FwvizError(f"the task vectors are on {matrix.device}, but the base on {base.device}: move one of them.")
+            raise FwvizError(f"the task vectors are on {matrix.device}, but the base is on {base.device}: move one.")
 
     def subset(self, indices: Sequence[int]) -> ResidentTaskVectors:
         """The same storage restricted to some checkpoints, in the order given. Shares memory and ``bytes_read``."""
@@ -301,10 +306,8 @@ class ResidentTaskVectors(_TaskVectors):
             meter=self._meter,
         )
 
-    def _row_bytes(self, row: int) -> int:
-        return self.layout.size * self.matrix.element_size()
-
     def _load(self, rows: Sequence[int], start: int, stop: int, scratch: _Scratch, weights: bool) -> Tensor:
+        scratch.bytes_read += len(rows) * (stop - start) * self.matrix.element_size()
         own = [self._rows[row] for row in rows]
         in_place = own == list(range(own[0], own[0] + len(own)))
         if in_place and not weights and self.matrix.dtype == torch.float32:
@@ -316,3 +319,57 @@ class ResidentTaskVectors(_TaskVectors):
             for row, i in zip(block, own, strict=True):
                 row.copy_(self.matrix[i, start:stop])
         return block.add_(self.base[start:stop]) if weights else block
+
+
+class StreamedTaskVectors(_TaskVectors):
+    """Task vectors that stay on disk: every call reads the checkpoints once, in blocks of bounded size.
+
+    Memory beyond the base does not depend on the number of checkpoints. The base is held on the CPU in any floating
+    dtype: half precision halves its memory and is exact where the base was saved in it.
+    """
+
+    def __init__(
+        self,
+        layout: ParamLayout,
+        names: Sequence[str],
+        base: Tensor,
+        files: Sequence[CheckpointFile],
+        *,
+        meter: _Meter | None = None,
+    ) -> None:
+        super().__init__(layout, names, base, meter or _Meter())
+        self.files = tuple(files)
+        if len(self.files) != self.n:
+            raise FwvizError(f"there are {self.n} checkpoint names, but {len(self.files)} files.")
+        if base.device.type != "cpu":
+            raise FwvizError(f"streamed task vectors need their base on the CPU, but it is on {base.device}: move it.")
+
+    def subset(self, indices: Sequence[int]) -> StreamedTaskVectors:
+        """The same storage restricted to some checkpoints, in the order given. Shares ``bytes_read``."""
+        return StreamedTaskVectors(
+            self.layout,
+            [self.names[i] for i in indices],
+            self.base,
+            [self.files[i] for i in indices],
+            meter=self._meter,
+        )
+
+    def resident(self, dtype: torch.dtype = torch.float32) -> ResidentTaskVectors:
+        """Read all task vectors into memory: n·P elements of ``dtype``."""
+        matrix = torch.empty(self.n, self.layout.size, dtype=dtype)
+        blocks, _ = self._blocks((0, self.layout.size))
+
+        def work(block: Sequence[_Piece], scratch: _Scratch) -> None:
+            start, stop = block[0][0], block[-1][1]
+            for first, rows in _row_blocks(range(self.n)):
+                matrix[first : first + len(rows), start:stop] = self._load(rows, start, stop, scratch, weights=False)
+
+        self._run(work, blocks)
+        return ResidentTaskVectors(self.layout, self.names, self.base, matrix)
+
+    def _load(self, rows: Sequence[int], start: int, stop: int, scratch: _Scratch, weights: bool) -> Tensor:
+        block = scratch.get("block", _ROWS)[: len(rows), : stop - start]
+        raw = scratch.get("raw", max(file.itemsize for file in self.files), torch.uint8).view(-1)
+        for out, row in zip(block, rows, strict=True):
+            scratch.bytes_read += self.files[row].read_flat(start, stop, out, raw)
+        return block if weights else block.sub_(self.base[start:stop])
