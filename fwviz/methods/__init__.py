@@ -1,0 +1,1 @@
+"""One file per merge method; a leading underscore marks what several of them share."""

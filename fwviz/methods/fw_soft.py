@@ -1,0 +1,296 @@
+"""FW-Merging with the soft oracle: several vertices per iteration, their coefficients optimised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fwviz import solver
+from fwviz.methods._frank_wolfe import (
+    EPSILON_HELP,
+    EXTRA_HELP,
+    EXTRA_VERTICES,
+    HULL_HELP,
+    INITS,
+    SCORE_HELP,
+    SCORES,
+    Hull,
+    Measurement,
+    initial_coefficients,
+    measure,
+)
+from fwviz.registry import merge_method, setting
+from fwviz.space import simplex
+from fwviz.types import GRANULARITIES, Granularity, Groups, LossName, Problem, Status, Step
+
+INNER = ("simplex", "official", "none")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of FW-soft; the defaults follow the paper: model-wise oracle, layer-wise coefficients, from the base."""
+
+    max_steps: int = setting(15, "Frank–Wolfe iterations at most (paper: 15).", low=1, high=100)
+    init: str = setting("base", "Where the path starts; also a vertex of the hull.", choices=INITS)
+    init_scale: float = setting(
+        0.3,
+        "Coefficient of every task vector at the start.",
+        low=0.0,
+        high=2.0,
+        applies={"init": ("task_arithmetic",)},
+    )
+    granularity: Granularity = setting(
+        "model", "What chooses its own vertices: the whole model, each layer or each tensor.", choices=GRANULARITIES
+    )
+    coefficient_granularity: Granularity = setting(
+        "layer", "What gets its own coefficients: the whole model, each layer or each tensor.", choices=GRANULARITIES
+    )
+    task_wise: bool = setting(
+        True,
+        "Each task picks its own vertices by its own gradient, skipping those already picked in this iteration; "
+        "otherwise the joint gradient picks them all.",
+    )
+    top_k: int = setting(1, "Vertices picked per task, or in all when the joint gradient picks.", low=1, high=50)
+    inner: str = setting(
+        "simplex",
+        "How coefficients are found: projected onto {λ ≥ 0, Σλ ≤ 1} so that θ_t is one more vertex; unprojected Adam "
+        "as in the released code; or none, a fixed step towards all vertices.",
+        choices=INNER,
+    )
+    inner_updates: int = setting(
+        15, "Updates of the coefficients per iteration.", low=1, high=500, applies={"inner": ("simplex",)}
+    )
+    batch_size: int = setting(
+        16,
+        "Samples per task and update; 0 takes all of them with a deterministic projected gradient.",
+        low=0,
+        high=1024,
+        applies={"inner": ("simplex", "official")},
+    )
+    learning_rate: float = setting(
+        0.05,
+        "Largest change of a coefficient per update, at first.",
+        low=1e-4,
+        high=1.0,
+        applies={"inner": ("simplex",)},
+    )
+    official_updates: int = setting(
+        500, "Adam updates per iteration of the released code.", low=1, high=2000, applies={"inner": ("official",)}
+    )
+    official_rate: float = setting(
+        0.001, "Learning rate of the released code.", low=1e-6, high=1.0, applies={"inner": ("official",)}
+    )
+    score: str = setting("inner_product", SCORE_HELP, choices=SCORES)
+    extra_vertices: str = setting("base_initial", EXTRA_HELP, choices=EXTRA_VERTICES)
+    loss: LossName = setting(
+        "cross_entropy",
+        "Calibration loss: cross-entropy with labels, or entropy of the predictions on unlabelled inputs.",
+        choices=("cross_entropy", "entropy"),
+    )
+    epsilon: float = setting(0.001, EPSILON_HELP, low=0.0, high=10.0)
+    hull_scale: float = setting(1.0, HULL_HELP, low=1.0, high=5.0)
+
+
+@merge_method(
+    "FW-Merging, soft",
+    Settings,
+    data="labels",
+    paper="FW-Merging",
+    reference="Chen et al., ICCV 2025, arXiv:2503.12649, eq. 9",
+    convex=True,
+)
+def fw_soft(problem: Problem, settings: Settings) -> Iterator[Step]:
+    """Frank–Wolfe with the soft oracle: the best vertices of each task, and the best way to combine them.
+
+    θ_{t+1,g} = θ_t,g + Σ_j λ[g,j]·(s_j − θ_t)_g (eq. 9) with λ = argmin ℓ over {λ ≥ 0, Σ_j λ[g,j] ≤ 1} for every
+    group g of coefficients. The paper's Σλ = 1 would forget θ_t; with ≤ 1 it is one more vertex, as its proposition
+    needs. The vertices s_j are the ``top_k`` lowest ⟨∇ℓ_task(θ_t), s⟩ of each task, none twice.
+
+    The inner problem runs on :mod:`fwviz.solver`. An iterate is never worse than θ_t on the calibration loss: else it
+    is pulled back towards θ_t by halves. The state is λ (G, n) over the finer of both granularities; memory is O(P).
+    The gap is that of the set searched, which with layer-wise coefficients is the product of the layers' hulls.
+
+    Args: ``problem``, ``settings``. Yields t = 0, then each update (inner > 0) and each iterate. ``scores`` have the
+    rows of the coefficients; a model-wise oracle compares their sums. ``step_size`` is the mean over groups of Σ_j λ.
+    ``inner = official`` is the released code: Adam 1e-3, 500 updates, λ = 0.3 at first and 1e-8 later, no projection
+    (its simplex function is never called), coefficients per tensor. ``inner = none`` is its unoptimised variant
+    θ + 0.3·step·Σ_j(s_j − θ), step 1 at first, then 0.1·2/(t + 2). Both can leave the hull and raise the loss. The
+    released code also trains in train mode on fresh samples; here dropout is off and the calibration set is fixed.
+    Reference: Chen et al. (2025), FW-Merging, arXiv:2503.12649, section 3.3 and eq. 9.
+    """
+    vectors, objective = problem.vectors, problem.objective
+    chooser, mixer = problem.groups(settings.granularity), problem.groups(settings.coefficient_granularity)
+    groups = chooser if len(chooser) >= len(mixer) else mixer
+    initial = initial_coefficients(settings.init, settings.init_scale, len(groups), vectors.n)
+    hull = Hull.build(vectors, groups, initial, settings.hull_scale, settings.extra_vertices)
+    generator = problem.generator()
+
+    def look(at: Tensor, rows: Tensor) -> Measurement:
+        return measure(hull, objective, at, rows, loss=settings.loss, score=settings.score, tasks=objective.tasks)
+
+    def certified(rows: Tensor) -> bool:
+        return settings.extra_vertices != "none" and simplex.in_hull(rows / hull.stretch, hull.start / hull.stretch)
+
+    coefficients = initial
+    theta = vectors.combine(initial.float(), groups)
+    now = look(theta, coefficients)
+    gap = simplex.fw_gap(now.slopes)
+    done = certified(coefficients) and gap <= settings.epsilon
+    yield Step(
+        t=0,
+        granularity=groups.granularity,
+        coefficients=initial.float(),
+        loss=now.loss,
+        gap=gap,
+        in_hull=simplex.in_hull(initial, hull.start),
+        status="converged" if done else "running",
+        note=f"initial solution: {settings.init.replace('_', ' ')}, calibration loss {now.loss:.3f}",
+    )
+
+    for t in range(settings.max_steps):
+        if done:
+            return
+        chosen = _choose(hull, now, chooser, settings)
+        family = _family(hull, coefficients, chosen, chooser, mixer)
+        landscape = solver.Landscape(family, vectors, groups, objective, settings.loss, theta)
+        weights = _start(family, settings, t)
+        for progress in _updates(landscape, weights, settings, generator):
+            weights = progress.weights
+            rows = family.coefficients(weights)
+            yield Step(
+                t=t + 1,
+                inner=progress.update,
+                granularity=groups.granularity,
+                coefficients=rows.float(),
+                loss=progress.loss,
+                in_hull=simplex.in_hull(rows, hull.start),
+                note=f"finding coefficients, update {progress.update}: loss {progress.loss:.3f}",
+            )
+
+        before = now
+        weights, now = _accept(landscape, weights, before, look, settings)
+        coefficients = family.coefficients(weights)
+        gap = simplex.fw_gap(now.slopes)
+        stuck = not bool(weights.any())
+        done = stuck or (certified(coefficients) and gap <= settings.epsilon)
+        status: Status = "converged" if done else "max_steps" if t + 1 == settings.max_steps else "running"
+        yield Step(
+            t=t + 1,
+            granularity=groups.granularity,
+            coefficients=coefficients.float(),
+            loss=now.loss,
+            gap=gap,
+            step_size=float(weights.sum(dim=1).mean()),
+            vertices=tuple(tuple(hull.names[v] for v in row) for row in chosen.tolist()),
+            scores=before.scores(vectors.n),
+            task_scores=before.task_scores(vectors.n),
+            in_hull=simplex.in_hull(coefficients, hull.start),
+            status=status,
+            note=_note(hull, chosen, weights, family, chooser, f"calibration loss {before.loss:.3f} → {now.loss:.3f}"),
+        )
+
+
+def _choose(hull: Hull, now: Measurement, chooser: Groups, settings: Settings) -> Tensor:
+    """The vertices of each group of the oracle, (G_lmo, m): by task and none twice, or by the joint gradient."""
+    parent, count = simplex.parents(hull.groups, chooser), len(chooser)
+    if not settings.task_wise:
+        return simplex.top_k(simplex.sum_groups(now.ranks, parent, count), settings.top_k)
+    taken = torch.zeros(count, len(hull.names), dtype=torch.bool)
+    picks = []
+    for ranks in now.per_task.values():
+        pick = simplex.top_k(simplex.sum_groups(ranks, parent, count), settings.top_k, taken)
+        taken.scatter_(1, pick, True)
+        picks.append(pick)
+    return torch.cat(picks, dim=1)
+
+
+def _family(hull: Hull, coefficients: Tensor, chosen: Tensor, chooser: Groups, mixer: Groups) -> solver.Affine:
+    """λ(w) = λ_t + Σ_j w[g, j]·(s_j − λ_t) for the chosen vertices."""
+    expand = simplex.parents(hull.groups, chooser)
+    targets = torch.stack([hull.vertex(column) for column in chosen[expand].T])
+    return solver.Affine(coefficients, targets - coefficients, simplex.parents(hull.groups, mixer), len(mixer))
+
+
+def _start(family: solver.Affine, settings: Settings, t: int) -> Tensor:
+    """The first weights of the inner problem."""
+    if settings.inner == "official":
+        value = 0.3 if t == 0 else 1e-8
+    elif settings.inner == "none":
+        value = 0.3 if t == 0 else 0.3 * 0.1 * simplex.open_loop(t)
+    else:
+        value = 0.0
+    return torch.full((family.rows, family.directions.shape[0]), value, dtype=torch.float64)
+
+
+def _updates(
+    landscape: solver.Landscape, start: Tensor, settings: Settings, generator: torch.Generator
+) -> Iterator[solver.Progress]:
+    """The inner problem of one iteration."""
+    if settings.inner == "none":
+        return iter(())
+    if settings.inner == "official":
+        return solver.adam(
+            landscape,
+            start,
+            lambda weights: weights,
+            updates=settings.official_updates,
+            rate=settings.official_rate,
+            batch_size=settings.batch_size or None,
+            generator=generator,
+            decay=False,
+        )
+    if settings.batch_size == 0:
+        return solver.projected_gradient(
+            landscape, start, simplex.project_capped_simplex, updates=settings.inner_updates
+        )
+    return solver.adam(
+        landscape,
+        start,
+        simplex.project_capped_simplex,
+        updates=settings.inner_updates,
+        rate=settings.learning_rate,
+        batch_size=settings.batch_size,
+        generator=generator,
+        decay=True,
+    )
+
+
+def _accept(
+    landscape: solver.Landscape,
+    weights: Tensor,
+    before: Measurement,
+    look: Callable[[Tensor, Tensor], Measurement],
+    settings: Settings,
+) -> tuple[Tensor, Measurement]:
+    """The weights to keep and the measurement there: pulled back by halves while the loss is above that of θ_t.
+
+    The released variants are taken as they come out.
+    """
+    candidate = look(landscape.point(weights), landscape.family.coefficients(weights))
+    if settings.inner != "simplex" or candidate.loss <= before.loss:
+        return weights, candidate
+    for _ in range(6):
+        weights = 0.5 * weights
+        if landscape.value(weights) <= before.loss:
+            return weights, look(landscape.point(weights), landscape.family.coefficients(weights))
+    return torch.zeros_like(weights), before
+
+
+def _note(hull: Hull, chosen: Tensor, weights: Tensor, family: solver.Affine, chooser: Groups, words: str) -> str:
+    """Plain words: the mean share moved towards each vertex, and the group that moved most."""
+    picks = chosen[simplex.parents(hull.groups, chooser)]
+    moves = weights[family.parent]
+    if not bool(moves.any()):
+        return "no mixture of the chosen vertices lowers the calibration loss: stopped here"
+    share = torch.zeros(len(hull.names), dtype=moves.dtype).index_add_(0, picks.flatten(), moves.flatten())
+    share /= len(hull.groups)
+    order = [v for v in share.argsort(descending=True).tolist() if share[v] > 0.0005][:4]
+    text = "moved " + ", ".join(f"{float(share[v]):.1%} towards {hull.names[v]}" for v in order)
+    if len(hull.groups) > 1:
+        group, slot = divmod(int(moves.argmax()), moves.shape[1])
+        text += f" on average; most in {hull.groups.names[group]}, {float(moves[group, slot]):.0%} towards "
+        text += hull.names[int(picks[group, slot])]
+    return f"{text}; {words}"

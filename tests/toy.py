@@ -1,0 +1,109 @@
+"""A convex merging problem with a known answer: quadratic losses over random task vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fwviz.space.layout import build_layout
+from fwviz.space.vectors import ResidentTaskVectors
+from fwviz.types import LossName, ParamLayout, Problem
+
+SHAPES = {
+    "vision_model.embeddings.class_embedding": (5,),
+    "vision_model.encoder.layers.0.mlp.fc1.weight": (6, 4),
+    "vision_model.encoder.layers.0.mlp.fc1.bias": (6,),
+    "vision_model.encoder.layers.1.mlp.fc1.weight": (4, 7),
+    "vision_model.encoder.layers.1.mlp.fc1.bias": (4,),
+    "visual_projection.weight": (3, 5),
+}
+
+
+@dataclass
+class Quadratic:
+    """ℓ_k(θ) = mean over samples of ½·Σ_p w_k,p·(θ_p − c_k,p − noise)²; the noise of all samples has mean zero.
+
+    ``centres`` (K, P), ``weights`` (K, P) > 0, ``noise`` (N, P). The gradient is borrowed, as the protocol says.
+    """
+
+    tasks: tuple[str, ...]
+    centres: Tensor
+    weights: Tensor
+    noise: Tensor
+    calls: int = 0
+
+    def __post_init__(self) -> None:
+        self.buffer = torch.empty_like(self.centres[0])
+
+    def _evaluate(
+        self, theta: Tensor, tasks: Sequence[str] | None, batch_size: int | None, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        self.calls += 1
+        losses, gradient = [], torch.zeros_like(theta)
+        for task in tasks or self.tasks:
+            k = self.tasks.index(task)
+            if batch_size is None:
+                noise = self.noise
+            else:
+                noise = self.noise[torch.randint(len(self.noise), (batch_size,), generator=generator)]
+            errors = theta - self.centres[k] - noise
+            losses.append(0.5 * (self.weights[k] * errors.square()).sum(dim=1).mean())
+            gradient += self.weights[k] * errors.mean(dim=0)
+        return torch.stack(losses), gradient / len(losses)
+
+    def losses(
+        self,
+        theta: Tensor,
+        *,
+        tasks: Sequence[str] | None = None,
+        loss: LossName = "cross_entropy",
+        batch_size: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        return self._evaluate(theta, tasks, batch_size, generator)[0]
+
+    def gradient(
+        self,
+        theta: Tensor,
+        *,
+        tasks: Sequence[str] | None = None,
+        loss: LossName = "cross_entropy",
+        batch_size: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        losses, gradient = self._evaluate(theta, tasks, batch_size, generator)
+        self.buffer.copy_(gradient)
+        return losses, self.buffer
+
+
+def toy_layout() -> ParamLayout:
+    """Four layers, six tensors, 82 parameters."""
+    return build_layout(SHAPES)
+
+
+def toy_vectors(n: int = 5, seed: int = 0) -> ResidentTaskVectors:
+    """n random task vectors around a random base."""
+    layout, generator = toy_layout(), torch.Generator().manual_seed(seed)
+    base = torch.randn(layout.size, generator=generator)
+    matrix = 0.5 * torch.randn(n, layout.size, generator=generator)
+    return ResidentTaskVectors(layout, tuple(f"c{i}" for i in range(n)), base, matrix)
+
+
+def toy_problem(
+    n: int = 5, tasks: int = 3, seed: int = 0, mixture: Tensor | None = None, noise: float = 0.0, reach: float = 0.8
+) -> Problem:
+    """Task k is solved best near checkpoint k; with ``mixture`` (n,) all tasks are solved exactly there instead."""
+    vectors = toy_vectors(n, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    size = vectors.layout.size
+    if mixture is None:
+        centres = vectors.base + reach * vectors.matrix[:tasks] + 0.1 * torch.randn(tasks, size, generator=generator)
+    else:
+        centres = (vectors.base + mixture @ vectors.matrix).expand(tasks, size).clone()
+    weights = 0.5 + torch.rand(tasks, size, generator=generator)
+    samples = noise * torch.randn(32, size, generator=generator)
+    objective = Quadratic(tuple(f"t{k}" for k in range(tasks)), centres, weights, samples - samples.mean(dim=0))
+    return Problem(vectors, objective, seed)
