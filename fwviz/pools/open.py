@@ -1,0 +1,282 @@
+"""Opening pools: one shared, read-only :class:`Pool` per folder, its files read only when something needs them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fwviz.backbones._config import read_vision_shape
+from fwviz.backbones.clip_text import ClipText
+from fwviz.backbones.clip_vision import (
+    ClipVision,
+    check_tensors,
+    read_logit_scale,
+    read_normalisation,
+    vision_tensors,
+)
+from fwviz.pools.card import check_sha256, is_id, load_card
+from fwviz.space.cache import ByteCache
+from fwviz.space.files import CheckpointFile, SafetensorsFile, first_nonfinite
+from fwviz.space.layout import build_layout, flatten, unflatten
+from fwviz.space.vectors import ResidentTaskVectors, StreamedTaskVectors
+from fwviz.types import FwvizError, ParamLayout, PoolCard, TaskVectors
+
+Storage = Literal["resident", "streamed"]
+
+_ASSETS = Path(__file__).resolve().parents[2] / "assets" / "pools"
+_OPEN_POOLS = 4
+# Files up to this size are hashed whenever they are read; for larger ones that would cost more than the work itself,
+# and verify() is there.
+_HASH_LIMIT = 64 << 20
+_MATRIX_CACHE = 256 << 20  # bytes of task vectors kept for the next run, per pool
+
+_lock = threading.Lock()
+_open: OrderedDict[tuple[Path, int, int], Pool] = OrderedDict()
+
+
+def pool_ids() -> tuple[str, ...]:
+    """The pools that can be opened by name: folders with a ``pool.yaml`` in ``FWVIZ_POOLS`` and in ``assets/pools``."""
+    return tuple(_folders())
+
+
+def open_pool(id_or_path: str | Path) -> Pool:
+    """The pool of that name, or in that folder (a ``Path``, or a text that holds a path separator).
+
+    The same object for every caller until ``pool.yaml`` changes; the last few pools stay open. From any thread.
+
+    Raises:
+        FwvizError: there is no such pool, its card is wrong, or its base is damaged or does not fit the card.
+    """
+    root = _find(id_or_path)
+    try:
+        stat = (root / "pool.yaml").stat()
+    except OSError:
+        raise FwvizError(f"{root} holds no pool.yaml: give the folder of a pool.") from None
+    key = (root.resolve(), stat.st_mtime_ns, stat.st_size)
+    with _lock:
+        if key not in _open:
+            _open[key] = Pool(load_card(root))
+        _open.move_to_end(key)
+        while len(_open) > _OPEN_POOLS:
+            _open.popitem(last=False)
+        return _open[key]
+
+
+def _folders() -> dict[str, Path]:
+    """Name → folder; a name found twice counts where it comes first."""
+    found: dict[str, Path] = {}
+    given = [Path(part) for part in os.environ.get("FWVIZ_POOLS", "").split(os.pathsep) if part]
+    for place in [*given, _ASSETS]:
+        for folder in [place, *(sorted(place.iterdir()) if place.is_dir() else [])]:
+            if is_id(folder.name) and (folder / "pool.yaml").is_file():
+                found.setdefault(folder.name, folder)
+    return found
+
+
+def _find(id_or_path: str | Path) -> Path:
+    if isinstance(id_or_path, Path) or os.sep in id_or_path:
+        return Path(id_or_path)
+    folders = _folders()
+    if id_or_path not in folders:
+        known = f"choose from {', '.join(folders)}" if folders else "set FWVIZ_POOLS to a folder of pools"
+        raise FwvizError(f"there is no pool {id_or_path!r}: {known}.")
+    return folders[id_or_path]
+
+
+class Pool:
+    """A base, checkpoints and tasks, opened. Shared by all jobs: nothing in it changes once it is read."""
+
+    def __init__(self, card: PoolCard) -> None:
+        """Reads the base's header and configuration only."""
+        self.card = card
+        self._base_dir = card.root / card.base["path"]
+        self._lock = threading.RLock()
+        self._vision: dict[str, Tensor] | None = None
+        self._base: Tensor | None = None
+        self._heads: dict[str, Tensor] = {}
+        self._matrices: ByteCache[Tensor] = ByteCache(_MATRIX_CACHE)
+        self._checked: set[str] = set()
+
+        self.shape = read_vision_shape(self._base_dir / "config.json")
+        if self.shape.image_size != card.base["image_size"]:
+            raise FwvizError(
+                f"{card.root / 'pool.yaml'}: base.image_size is {card.base['image_size']}, but the base's config.json "
+                f"says {self.shape.image_size}."
+            )
+        file = self._base_file()
+        shapes = {name: info.shape for name, info in file.tensors.items()}
+        check_tensors(file.path, shapes, vision_tensors(self.shape))
+        self.layout: ParamLayout = build_layout(shapes, card.include, card.exclude)
+        for name in self.layout.names:
+            if name not in vision_tensors(self.shape):
+                raise FwvizError(f"{card.root / 'pool.yaml'}: merge.include takes in {name!r}, which is not in the image tower.")
+        self._names = frozenset(shapes)
+        self._logit_scale = read_logit_scale(file)
+        self._normalisation = read_normalisation(self._base_dir)
+        file.close()
+
+    @property
+    def checkpoint_ids(self) -> tuple[str, ...]:
+        return tuple(c.id for c in self.card.checkpoints)
+
+    @property
+    def task_ids(self) -> tuple[str, ...]:
+        return tuple(t.id for t in self.card.tasks)
+
+    @property
+    def base(self) -> Tensor:
+        """θ₀ as a flat (P,) float32 vector. Shared: never write to it."""
+        self._read_base()
+        assert self._base is not None
+        return self._base
+
+    def base_tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the base, both towers, in its saved dtype; read anew."""
+        file = self._base_file()
+        try:
+            return {name: file.read(name) for name in file.tensors}
+        finally:
+            file.close()
+
+    def backbone(self, device: torch.device | str = "cpu") -> ClipVision:
+        """A new image tower at the base's weights, bound to the pool's layout; one per job."""
+        mean, std = self._normalisation
+        backbone = ClipVision(
+            self.shape,
+            self._read_base(),
+            logit_scale=self._logit_scale,
+            mean=mean,
+            std=std,
+            base_dir=self._base_dir,
+            device=device,
+        )
+        backbone.bind(self.layout)
+        return backbone
+
+    def heads(self, task_ids: Sequence[str]) -> dict[str, Tensor]:
+        """Task → unit class embeddings (C, D) float32 on the CPU, made once by the base's text tower. Do not write to them."""
+        tasks = [self.card.task(task_id) for task_id in task_ids]
+        with self._lock:
+            missing = [task for task in tasks if task.id not in self._heads]
+            if missing:
+                text = ClipText.load(self._base_dir)
+                for task in missing:
+                    head = text.heads(task.classes, task.prompts)
+                    if not head.isfinite().all():
+                        raise FwvizError(f"the text tower of pool {self.card.id!r} makes no finite head for {task.id!r}.")
+                    self._heads[task.id] = head
+            return {task.id: self._heads[task.id] for task in tasks}
+
+    def task_vectors(
+        self,
+        checkpoints: Sequence[str],
+        storage: Storage = "resident",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> TaskVectors:
+        """Task vectors of some checkpoints, in the order given.
+
+        Args:
+            storage: ``resident`` holds them in memory as ``dtype`` on ``device``; ``streamed`` reads them from disk at
+                every use, float32 on the CPU.
+
+        Raises:
+            FwvizError: a checkpoint is unknown, listed twice, damaged, of another architecture or not finite.
+        """
+        ids = tuple(checkpoints)
+        for name in ids:
+            self.card.checkpoint(name)
+            if ids.count(name) > 1:
+                raise FwvizError(f"checkpoint {name!r} is listed twice: list each one once.")
+        if not ids:
+            raise FwvizError("there is no checkpoint to merge: choose at least one.")
+        if storage == "streamed":
+            files = [self._checkpoint(name) for name in ids]
+            for name, file in zip(ids, files, strict=True):
+                self._require_finite(name, file)
+            return StreamedTaskVectors(self.layout, ids, self.base, files)
+        where = torch.device(device)
+        matrix = self._matrices.get((ids, dtype, where), lambda: self._matrix(ids, dtype, where), _bytes)
+        return ResidentTaskVectors(self.layout, ids, self.base.to(where), matrix)
+
+    # --- files ------------------------------------------------------------------------------------
+
+    def _base_file(self) -> SafetensorsFile:
+        return SafetensorsFile(self._base_dir / "model.safetensors")
+
+    def _read_base(self) -> dict[str, Tensor]:
+        """The image tower's tensors in float32; the merged ones are views of ``base``."""
+        with self._lock:
+            if self._vision is None:
+                self._check_hash(self._base_dir, self.card.base["sha256"])
+                file = self._base_file()
+                tensors = {name: file.read(name).float() for name in vision_tensors(self.shape)}
+                file.close()
+                for name, tensor in tensors.items():
+                    if not tensor.isfinite().all():
+                        raise FwvizError(f"{file.path}: tensor {name!r} holds NaN or infinity: restore the pool.")
+                self._base = flatten(self.layout, tensors)
+                self._vision = tensors | unflatten(self.layout, self._base)
+            return self._vision
+
+    def _checkpoint(self, name: str) -> CheckpointFile:
+        """Open one checkpoint and compare it with the base: hash, architecture, tensors."""
+        card = self.card.checkpoint(name)
+        folder = self.card.root / card.path
+        self._check_hash(folder, card.sha256)
+        own = read_vision_shape(folder / "config.json")
+        differing = [key for key, value in vars(self.shape).items() if vars(own)[key] != value]
+        if differing:
+            key = differing[0]
+            raise FwvizError(
+                f"checkpoint {name!r} is of another architecture: its {key} is {vars(own)[key]}, the base's {vars(self.shape)[key]}."
+            )
+        file = CheckpointFile(folder, self.layout)
+        extra = [tensor for tensor in file.tensors if tensor not in self._names and not tensor.endswith(".position_ids")]
+        if extra:
+            raise FwvizError(f"checkpoint {name!r} has a tensor {extra[0]!r} that the base lacks: it is of another model.")
+        return file
+
+    def _check_hash(self, folder: Path, sha256: str) -> None:
+        path = folder / "model.safetensors"
+        key = str(path)
+        if key not in self._checked and path.is_file() and path.stat().st_size <= _HASH_LIMIT:
+            check_sha256(path, sha256)
+            self._checked.add(key)
+
+    def _require_finite(self, name: str, file: CheckpointFile) -> None:
+        key = f"{file.path}: finite"
+        if key not in self._checked:
+            bad = file.first_nonfinite()
+            if bad is not None:
+                raise _not_finite(name, bad)
+            self._checked.add(key)
+
+    def _matrix(self, ids: Sequence[str], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """(n, P) task vectors, read one checkpoint at a time."""
+        matrix = torch.empty(len(ids), self.layout.size, dtype=dtype, device=device)
+        row = torch.empty(self.layout.size)
+        for i, name in enumerate(ids):
+            file = self._checkpoint(name)
+            raw = torch.empty(self.layout.size * file.itemsize, dtype=torch.uint8)
+            file.read_flat(0, self.layout.size, row, raw)
+            bad = first_nonfinite(self.layout, row)
+            if bad is not None:
+                raise _not_finite(name, bad)
+            matrix[i] = row.sub_(self.base)
+        return matrix
+
+
+def _not_finite(checkpoint: str, tensor: str) -> FwvizError:
+    return FwvizError(f"checkpoint {checkpoint!r} holds NaN or infinity in {tensor!r}: leave it out or restore it.")
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
