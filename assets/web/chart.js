@@ -35,34 +35,26 @@
 
   const css = (name) => getComputedStyle(document.body).getPropertyValue(name).trim();
 
-  // What depends on the theme is laid over the figure's own layout in the browser.
+  // Figures come in the light palette. Each of its colours has one counterpart in the dark one, wherever it stands in
+  // the figure (lines, labels, colour scales), so a figure turns dark by replacing text.
+  const pairs = Object.entries(fwviz.parse(document.querySelector("meta[name=fw-palette]")?.content, {}));
+  const dark = new Map(pairs);
+  const anyColour = pairs.length ? new RegExp(pairs.map(([light]) => light.replace(/[()]/g, "\\$&")).join("|"), "gi") : null;
+  const inTheme = (figure) =>
+    fwviz.theme() === "dark" && anyColour ? JSON.parse(JSON.stringify(figure).replace(anyColour, (found) => dark.get(found.toLowerCase()))) : figure;
+
   function themed(layout) {
-    const ink = css("--fw-ink");
+    const family = getComputedStyle(document.body).fontFamily;
     const soft = css("--fw-ink-soft");
-    const line = css("--fw-line");
-    const axis = (own) => ({
-      ...own,
-      gridcolor: css("--fw-grid"),
-      linecolor: line,
-      zerolinecolor: css("--fw-zero"),
-      tickcolor: line,
-      tickfont: { ...own.tickfont, color: soft },
-      title: { ...(typeof own.title === "string" ? { text: own.title } : own.title), font: { ...own.title?.font, color: soft } },
-    });
-    const out = {
+    return {
       ...layout,
       autosize: true,
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
-      font: { ...layout.font, family: getComputedStyle(document.body).fontFamily, color: ink },
-      hoverlabel: { ...layout.hoverlabel, bgcolor: css("--fw-card"), bordercolor: line, font: { color: ink, family: getComputedStyle(document.body).fontFamily } },
-      legend: { ...layout.legend, bgcolor: "rgba(0,0,0,0)", font: { ...layout.legend?.font, color: ink } },
+      font: { ...layout.font, family },
+      hoverlabel: { ...layout.hoverlabel, font: { ...layout.hoverlabel?.font, family } },
       modebar: { bgcolor: "rgba(0,0,0,0)", color: soft, activecolor: css("--fw-accent") },
     };
-    for (const name of Object.keys(layout)) if (/^[xy]axis\d*$/.test(name)) out[name] = axis(layout[name] || {});
-    out.xaxis ||= axis({});
-    out.yaxis ||= axis({});
-    return out;
   }
 
   fwviz.mountChart = (element, props, trigger, watch) => {
@@ -101,7 +93,8 @@
       waiting = false;
       if (!dirty || !state.payload || !visible()) return; // hidden: the observer asks again when it is shown
       dirty = false;
-      const { figure, summary, key, note } = state.payload;
+      const { summary, key, note } = state.payload;
+      const figure = state.payload.figure && inTheme(state.payload.figure);
       message.hidden = Boolean(figure) || !note;
       message.textContent = figure ? "" : note || "";
       plot.classList.toggle("bare", !figure);
@@ -128,7 +121,7 @@
       const height = layout.height || 340;
       delete layout.width;
       layout.height = height;
-      layout.uirevision = key || "keep";
+      layout.uirevision = `${key} ${layout.uirevision ?? ""}`;
       plot.style.height = height + "px";
       await Plotly.react(plot, figure.data, layout, config);
       if (!state.ready) {
@@ -158,7 +151,7 @@
       const layout = plot._fullLayout;
       const axis = layout?.xaxis;
       const x = cursor?.x;
-      const on = state.ready && state.payload?.cursor && axis && typeof x === "number" && Number.isFinite(x);
+      const on = state.ready && state.payload?.cursor && axis && Number.isFinite(x);
       line.hidden = !on;
       if (!on) return;
       const at = axis._offset + axis.d2p(x);

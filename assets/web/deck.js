@@ -44,7 +44,6 @@
       const next = fwviz.parse(props.value, null);
       if (!next || next.v < value.v) return;
       value = next;
-      if (next.job !== undefined) fwviz.setQuery({ job: next.job });
       if (next.job && next.remember) fwviz.remember(next.job);
       show();
       fwviz.emit("status", value);
@@ -190,7 +189,7 @@
         fwviz.clicked = 0;
       }
       fwviz.updates = (fwviz.updates || 0) + 1;
-      if (other) fwviz.setQuery({ view: value.viewQuery || null, t: next.follow === false ? String(index) : null });
+      if (other) fwviz.setQuery({ job: null, view: null, ...value.link, t: next.follow === false && (value.link.job || value.link.view) ? String(index) : null });
       show();
       cursor();
     }

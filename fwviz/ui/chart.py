@@ -8,18 +8,14 @@ element by element nor streams differences, and a payload that is dropped on the
 from __future__ import annotations
 
 import html
-import itertools
 import json
 import re
-import time
 from typing import Any
 
 import gradio as gr
 
-from fwviz.ui import web
+from fwviz.ui import web, wire
 
-# From the clock, so that a browser that outlives a restart of the server does not take new payloads for old ones.
-_versions = itertools.count(time.time_ns() // 1_000_000)
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 _CARD = """<article class="fw-card loading" data-chart="{name}" aria-labelledby="fw-title-{name}">
@@ -57,7 +53,7 @@ def payload(figure: Any, *, key: str, summary: str = "", note: str = "", cursor:
     ``figure`` is a plotly Figure or None (then ``note`` says why there is nothing to draw). ``key`` names what is shown:
     zoom lives as long as it stays the same. ``cursor`` says that the x axis is the shared step.
     """
-    body = {"v": next(_versions), "key": key, "summary": summary, "note": note, "cursor": cursor}
+    body = {"v": wire.version(), "key": key, "summary": summary, "note": note, "cursor": cursor}
     drawn = "null" if figure is None else figure.to_json(validate=False)
     return f'{json.dumps(body)[:-1]}, "figure": {drawn}}}'
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
+from dataclasses import astuple
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -70,9 +73,25 @@ def head() -> str:
         (
             '<meta name="color-scheme" content="light dark">',
             f'<meta name="fw-plotly" content="{address("plotly.min.js")}">',
+            f"<meta name=\"fw-palette\" content='{json.dumps(_dark_of_light())}'>",
             f'<link rel="stylesheet" href="{address("style.css")}">',
         )
     )
+
+
+def _dark_of_light() -> dict[str, str]:
+    """Every colour of the charts' light palette → its counterpart in the dark one, as #rrggbb and as the start of rgba()."""
+    from fwviz.charts._style import PALETTES
+
+    def flat(value: Any) -> list[str]:
+        return [value] if isinstance(value, str) else [c for item in value for c in flat(item)] if isinstance(value, tuple) else []
+
+    def start(colour: str) -> str:
+        return f"rgba({','.join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))},"
+
+    light, dark = (flat(astuple(PALETTES[name])) for name in ("light", "dark"))
+    pairs = dict(zip(light, dark, strict=True))
+    return pairs | {start(a): start(b) for a, b in pairs.items()}
 
 
 def scripts() -> str:

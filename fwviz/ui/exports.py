@@ -1,0 +1,83 @@
+"""Downloads of a run: plain links, so that a browser names and keeps the file and nothing stays behind here."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tempfile
+import threading
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from fwviz.runs.trace import Trace
+from fwviz.types import FwvizError
+from fwviz.ui.state import View, parse_index, parse_view
+
+# Weights are rebuilt from the pool: two at a time bound the memory and the disk they take.
+_rebuilding = threading.BoundedSemaphore(2)
+
+
+def routes(prefix: str, find: Callable[[View], Trace], folder_of: Callable[[View], Path]) -> list[BaseRoute]:
+    """The routes; ``find`` gives the trace of a view, ``folder_of`` its record on disk. Both raise FwvizError."""
+
+    def serve(request: Request) -> Response:
+        try:
+            view = parse_view(request.path_params["view"])
+            what = request.path_params["what"]
+            if what == "recipe":
+                return _file(find(view).recipe.to_yaml().encode(), f"{view.id}.yaml", "application/yaml")
+            if what == "table":
+                return _file(find(view).table().to_csv(index=False).encode(), f"{view.id}.csv", "text/csv")
+            if what == "trace":
+                return _file(_zipped(folder_of(view)), f"{view.id}.zip", "application/zip")
+            if what == "weights":
+                trace = find(view)
+                return _weights(trace, parse_index(request.query_params.get("index", "0"), len(trace.frames)))
+            return PlainTextResponse("There is no such download.", status_code=404)
+        except FwvizError as error:
+            return PlainTextResponse(str(error), status_code=404)
+
+    return [Route(f"/{prefix}/export/{{view}}/{{what}}", serve)]
+
+
+def _file(content: bytes, name: str, media_type: str) -> Response:
+    return Response(content, media_type=media_type, headers={"Content-Disposition": f'attachment; filename="{name}"'})
+
+
+def _zipped(folder: Path) -> bytes:
+    memory = io.BytesIO()
+    with zipfile.ZipFile(memory, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(folder.iterdir()):
+            if path.is_file() and not path.is_symlink():
+                archive.write(path, f"{folder.name}/{path.name}")
+    return memory.getvalue()
+
+
+def _weights(trace: Trace, index: int) -> Response:
+    """The merged model of one frame as a zip, written to a folder that is removed once it is sent."""
+    from fwviz.runs.export import export_weights
+
+    if not _rebuilding.acquire(timeout=60):
+        raise FwvizError("other downloads of weights are being made: try again in a minute.")
+    folder = Path(tempfile.mkdtemp(prefix="fwviz-export-"))
+    try:
+        name = f"{trace.id or 'merge'}-t{trace.frame(index).t}"
+        model = export_weights(trace, index, folder / name)
+        packed = folder / f"{name}.zip"
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:  # weights do not shrink
+            for path in sorted(model.rglob("*")):
+                archive.write(path, path.relative_to(folder))
+        shutil.rmtree(model)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        _rebuilding.release()
+    cleanup = BackgroundTask(shutil.rmtree, folder, ignore_errors=True)
+    return FileResponse(packed, filename=packed.name, media_type="application/zip", background=cleanup)

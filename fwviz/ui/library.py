@@ -1,0 +1,76 @@
+"""Every trace a page can look at: runs under way, runs of the store, and the recordings that ship with fwviz."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+from fwviz.runs.store import RunStore
+from fwviz.runs.trace import Trace
+from fwviz.types import FwvizError
+from fwviz.ui.jobs import JobBoard
+from fwviz.ui.state import View
+
+TRACES = Path(__file__).parents[2] / "assets" / "traces"
+KEPT = 24
+
+
+def recordings_root() -> Path:
+    """``FWVIZ_TRACES`` or the recordings that ship beside the package."""
+    return Path(os.environ.get("FWVIZ_TRACES") or TRACES)
+
+
+class Library:
+    """Traces by view. Finished ones are kept in memory, the last used first."""
+
+    def __init__(self, board: JobBoard, recordings: RunStore) -> None:
+        self.board = board
+        self.recordings = recordings
+        self._kept: OrderedDict[View, Trace] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def find(self, view: View) -> Trace:
+        """The trace as it stands now. Raises FwvizError if there is none."""
+        if view.kind == "run":
+            job = self.board.get(view.id)
+            if job is not None and (job.final is None or job.frames):
+                return job.trace()
+        with self._lock:
+            if view in self._kept:
+                self._kept.move_to_end(view)
+                return self._kept[view]
+        trace = self._store(view).load(view.id)
+        if trace.finished:
+            with self._lock:
+                self._kept[view] = trace
+                while len(self._kept) > KEPT:
+                    self._kept.popitem(last=False)
+        return trace
+
+    def folder(self, view: View) -> Path:
+        """The record of a finished run on disk."""
+        if not self.find(view).finished:
+            raise FwvizError("the run is still under way: its record can be downloaded when it has ended.")
+        return self._store(view).root / view.id
+
+    def forget(self, view: View) -> None:
+        """Delete a run of the store."""
+        job = self.board.get(view.id)
+        if job is not None and not job.ended:
+            raise FwvizError("the run is under way: stop it before deleting it.")
+        with self._lock:
+            self._kept.pop(view, None)
+        self.board.store.delete(view.id)
+
+    def recorded(self) -> tuple[View, ...]:
+        """The recordings, newest first."""
+        return tuple(View("rec", run_id) for run_id in self.recordings.ids())
+
+    def first(self) -> View | None:
+        """What a page without parameters shows."""
+        return next(iter(self.recorded()), None)
+
+    def _store(self, view: View) -> RunStore:
+        return self.recordings if view.kind == "rec" else self.board.store

@@ -1,0 +1,79 @@
+"""Run history: what was run in this browser and what ships with fwviz; tick runs to compare them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import gradio as gr
+
+from fwviz.runs.recipe import Recipe
+from fwviz.ui import web, wire
+from fwviz.ui.panels.scrubber import day
+from fwviz.ui.state import View
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the history. ``accuracy`` is the mean test accuracy in [0, 1]."""
+
+    view: View
+    recipe: Recipe
+    method_title: str
+    created: str
+    status: str
+    accuracy: float | None
+    seconds: float | None
+    note: str = ""
+
+
+def make_history() -> gr.HTML:
+    """The table of runs. Events: ``open`` {id}, ``compare`` {ids}, ``forget`` {id, runs}."""
+    return gr.HTML(
+        value="",
+        html_template='<article class="fw-card" aria-labelledby="fw-title-history"><header>'
+        '<h3 id="fw-title-history">Which runs are there to look at and to compare?</h3></header>'
+        '<p class="fw-reading">Open a run to scrub through it; tick several and the comparison above shows them side by side. '
+        "Your own runs are remembered by this browser.</p>"
+        '<div class="fw-scroll"><table><thead><tr><th scope="col"><span class="fw-sr">Compare</span></th>'
+        '<th scope="col">Run</th><th scope="col">When</th><th scope="col" class="num">Tasks / checkpoints</th>'
+        '<th scope="col" class="num">Test accuracy</th><th scope="col" class="num">Time</th><th scope="col">State</th>'
+        '<th scope="col"><span class="fw-sr">Delete</span></th></tr></thead><tbody></tbody></table></div>'
+        '<p class="fw-empty" hidden>No runs yet: press Run.</p></article>',
+        js_on_load="const send = {open: (d) => trigger('open', d), compare: (d) => trigger('compare', d), "
+        "forget: (d) => trigger('forget', d)}; "
+        "window.fwviz.mountHistory(element, props, (name, data) => send[name](data), watch)",
+        apply_default_css=False,
+        head=web.scripts(),
+        elem_id="fw-history",
+    )
+
+
+def history_value(rows: Sequence[Row], *, opened: View | None, compared: Sequence[View]) -> str:
+    """The rows to show, which is open and which are compared."""
+    return wire.message(
+        rows=[
+            {
+                "id": str(row.view),
+                "own": row.view.kind == "run",
+                "title": row.method_title,
+                "settings": _said(row.recipe),
+                "note": ("recording" if row.view.kind == "rec" else "") if row.status != "failed" else row.note,
+                "when": day(row.created),
+                "tasks": len(row.recipe.tasks),
+                "checkpoints": len(row.recipe.checkpoints),
+                "accuracy": row.accuracy,
+                "seconds": row.seconds,
+                "status": row.status.replace("_", " "),
+            }
+            for row in rows
+        ],
+        open=str(opened) if opened else "",
+        compare=[str(view) for view in compared],
+    )
+
+
+def _said(recipe: Recipe) -> str:
+    """The settings that differ from the defaults."""
+    changed = [f"{name.replace('_', ' ')} {value}" for name, value in recipe.changed_settings().items()]
+    return ", ".join([*changed, *([f"seed {recipe.seed}"] if recipe.seed else [])])

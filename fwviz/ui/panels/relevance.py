@@ -1,0 +1,31 @@
+"""Tab "Relevance": which checkpoints the oracle wants, where, when, and whether its promise holds."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from fwviz.registry import entry
+from fwviz.ui.chart import make_chart
+
+CHARTS = ("lmo_bars", "lmo_layers", "lmo_history", "gap_curve", "promise_reality")
+_WIDE = ("lmo_bars",)
+LEAD = (
+    "A Frank–Wolfe step asks every checkpoint one question: <b>if the merge moved towards you, how much would the loss of "
+    "these tasks fall?</b> The gradient answers without trying. Here is the answer at the step chosen above."
+)
+
+
+def make_relevance() -> dict[str, gr.HTML]:
+    """The charts of the tab by name."""
+    gr.HTML(f'<p class="fw-lead">{LEAD}</p>', apply_default_css=False)
+    with gr.Row(elem_classes="fw-grid"):
+        return {name: chart_card(name) for name in CHARTS}
+
+
+def chart_card(name: str, wide: tuple[str, ...] = _WIDE) -> gr.HTML:
+    """The card of a registered chart, with its question as title."""
+    found = entry("charts", name)
+    card = make_chart(name, title=found.facts["question"], reading=found.facts["reading"])
+    if name in wide:
+        card.elem_classes = [*(card.elem_classes or []), "fw-wide"]
+    return card

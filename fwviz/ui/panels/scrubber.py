@@ -1,0 +1,94 @@
+"""The scrubber: one step, shared by every view."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import gradio as gr
+
+from fwviz.runs.trace import Trace
+from fwviz.ui import web, wire
+from fwviz.ui.state import View
+
+Tick = tuple[float, int, int, float | None, float | None, float | None]
+
+
+def make_scrubber() -> gr.HTML:
+    """Replay, single steps, a slider over the frames and what is known of the frame shown. Event: ``scrub``."""
+    return gr.HTML(
+        value="",
+        html_template='<div class="fw-scrubber" role="group" aria-label="Step of the merge">'
+        '<div class="fw-buttons"><button type="button" data-act="back" aria-label="One step back" title="One step back (←)">◀</button>'
+        '<button type="button" data-act="play" aria-label="Replay" title="Replay (space)">▶</button>'
+        '<button type="button" data-act="next" aria-label="One step on" title="One step on (→)">▶︎|</button></div>'
+        '<input type="range" min="0" max="0" value="0" step="1" aria-label="Step of the merge">'
+        '<span class="fw-now">t = 0</span>'
+        '<div class="fw-below"><span class="fw-badge" hidden></span><span class="fw-source"></span>'
+        '<span class="fw-facts"></span><button type="button" data-act="follow" hidden>Back to live</button></div></div>',
+        js_on_load="window.fwviz.mountScrubber(element, props, (name, data) => trigger('scrub', data), watch)",
+        apply_default_css=False,
+        head=web.scripts(),
+        elem_id="fw-scrubber",
+    )
+
+
+def scrubber_value(
+    view: View,
+    trace: Trace,
+    positions: Sequence[float],
+    index: int,
+    *,
+    live: bool,
+    follow: bool,
+    title: str,
+    default: bool = False,
+) -> str:
+    """Ticks [x, t, inner, loss, gap, accuracy] and where to stand. ``positions`` are x per frame, as the charts draw them.
+
+    ``default`` says that this is what a page without parameters shows, so the address needs none for it.
+    """
+    ticks: list[Tick] = []
+    for frame, x in zip(trace.frames, positions, strict=True):
+        accuracy = frame.mean_accuracy
+        ticks.append((round(x, 4), frame.t, frame.inner, _short(frame.loss), _short(frame.gap), _short(accuracy)))
+    kind = "recording" if view.kind == "rec" else "run"
+    link = {} if default else {"view": str(view)} if view.kind == "rec" else {"job": view.id}
+    return wire.message(
+        view=str(view),
+        link=link,
+        ticks=ticks,
+        index=index,
+        live=live,
+        follow=follow,
+        kind=kind,
+        badge="Recording" if kind == "recording" else "Run",
+        title=title,
+    )
+
+
+def source_line(trace: Trace, method_title: str) -> str:
+    """Where a trace comes from, in one line: method, pool, size, date and device."""
+    recipe = trace.recipe
+    parts = [f"{method_title} of {len(recipe.checkpoints)} checkpoints for {len(recipe.tasks)} tasks"]
+    if trace.pool_title:
+        parts.append(trace.pool_title)
+    when = day(trace.created)
+    if when:
+        parts.append(when)
+    if trace.device:
+        parts.append(f"on {trace.device}")
+    return " · ".join(parts)
+
+
+def day(created: str) -> str:
+    """The day of an ISO time stamp such as 21 Nov 2026, empty if it is none."""
+    try:
+        moment = datetime.fromisoformat(created)
+    except ValueError:
+        return ""
+    return f"{moment.day} {moment:%b %Y}"
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")

@@ -1,0 +1,195 @@
+"""What comes from a browser, parsed once: every handler's input passes here, and every problem is one sentence.
+
+A page is known by the session id gradio gives it. What is kept per page is small: ids and positions, never data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fwviz.runs.recipe import Recipe
+from fwviz.types import FwvizError
+
+Tab = Literal["relevance", "merge"]
+TABS: tuple[Tab, ...] = ("relevance", "merge")
+NARROW = 640  # px: below this the charts use their narrow form
+MAX_TEXT = 64 * 1024
+MAX_RUNS = 100
+MAX_COMPARED = 8
+MAX_SESSIONS = 500
+
+_VIEW = re.compile(r"(run|rec):([A-Za-z0-9][A-Za-z0-9._-]{0,119})")
+_RECIPE_KEYS = re.compile(r"pool|method|tasks|checkpoints|seed|device|dtype|storage|set\..{1,60}")
+
+
+@dataclass(frozen=True)
+class View:
+    """A trace a page looks at: a run of the store ("run") or a recording that ships with fwviz ("rec")."""
+
+    kind: Literal["run", "rec"]
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.id}"
+
+
+@dataclass
+class Session:
+    """Where one page stands. ``index`` None follows the last frame of a run under way."""
+
+    view: View | None = None
+    index: int | None = None
+    tab: Tab = TABS[0]
+    narrow: bool = False
+    runs: tuple[str, ...] = ()
+    compare: tuple[View, ...] = ()
+    vertex: str | None = None
+
+
+class Sessions:
+    """The sessions of the pages seen last; older ones are forgotten and start anew."""
+
+    def __init__(self, limit: int = MAX_SESSIONS) -> None:
+        self._limit = limit
+        self._known: OrderedDict[str, Session] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, session_id: str | None) -> Session:
+        key = session_id or ""
+        with self._lock:
+            session = self._known.setdefault(key, Session())
+            self._known.move_to_end(key)
+            while len(self._known) > self._limit:
+                self._known.popitem(last=False)
+            return session
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a page asks for when it opens: its address, its width and the runs its browser remembers."""
+
+    recipe_query: Mapping[str, str] = field(default_factory=dict)
+    job: View | None = None
+    index: int | None = None
+    tab: Tab = TABS[0]
+    narrow: bool = False
+    runs: tuple[str, ...] = ()
+    problem: str = ""
+
+
+def parse_event(event: Any) -> Mapping[str, Any]:
+    """The data of an event that one of our components sent."""
+    if not isinstance(event, Mapping):
+        raise FwvizError("the page sent something that is not an event: reload it.")
+    return event
+
+
+def parse_recipe(value: Any, pools: Sequence[str]) -> Recipe:
+    """The recipe of the form: JSON text. Raises FwvizError naming the field.
+
+    Only pools by their id: a browser must not make the server open a folder of its choice.
+    """
+    if not isinstance(value, str) or value == "null":
+        raise FwvizError("the page sent no recipe: reload it.")
+    recipe = Recipe.from_text(value)
+    parse_id(recipe.pool, pools, "pool")
+    return recipe
+
+
+def parse_view(value: Any) -> View:
+    """``run:<id>`` or ``rec:<id>``."""
+    match = _VIEW.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise FwvizError("that is not the name of a run.")
+    kind: Literal["run", "rec"] = "run" if match[1] == "run" else "rec"
+    return View(kind, match[2])
+
+
+def parse_index(value: Any, count: int) -> int:
+    """A frame number in [0, count), clipped; FwvizError if it is not a whole number."""
+    number = _whole(value)
+    if number is None:
+        raise FwvizError("that is not a step of the run.")
+    return min(max(number, 0), max(count - 1, 0))
+
+
+def parse_flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise FwvizError("the page sent something other than yes or no: reload it.")
+    return value
+
+
+def parse_tab(value: Any) -> Tab:
+    for tab in TABS:
+        if value == tab:
+            return tab
+    raise FwvizError("there is no such tab.")
+
+
+def parse_runs(value: Any) -> tuple[str, ...]:
+    """Run ids a browser remembers, strangers dropped: a damaged memory must not keep a page from opening."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return ()
+    found = [item for item in value[:MAX_RUNS] if isinstance(item, str) and _VIEW.fullmatch(f"run:{item}")]
+    return tuple(dict.fromkeys(found))
+
+
+def parse_compared(value: Any) -> tuple[View, ...]:
+    """The runs to compare, each once, at most eight."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise FwvizError("the page sent no list of runs to compare: reload it.")
+    if len(value) > MAX_COMPARED:
+        raise FwvizError(f"at most {MAX_COMPARED} runs can be compared at a time: untick one first.")
+    return tuple(dict.fromkeys(parse_view(item) for item in value))
+
+
+def parse_id(value: Any, known: Sequence[str], what: str) -> str:
+    """One of the known ids."""
+    if not isinstance(value, str) or value not in known:
+        raise FwvizError(f"there is no such {what}.")
+    return value
+
+
+def parse_opening(value: Any) -> Opening:
+    """The opening message: JSON text {query, width, runs}. Never fails: what cannot be read becomes ``problem``."""
+    problem = ""
+    try:
+        message = json.loads(value) if isinstance(value, str) and len(value) <= MAX_TEXT else {}
+    except (ValueError, RecursionError):
+        message = {}
+    if not isinstance(message, Mapping):
+        message = {}
+    query = message.get("query")
+    pairs = {k: v for k, v in query.items() if isinstance(k, str) and isinstance(v, str)} if isinstance(query, Mapping) else {}
+    job: View | None = None
+    try:
+        if "job" in pairs:
+            job = parse_view(f"run:{pairs['job']}")
+        elif "view" in pairs:
+            job = parse_view(pairs["view"])
+    except FwvizError:
+        problem = "The link names a run that cannot exist, so the recording is shown."
+    index = _whole(pairs.get("t"))
+    tab = next((t for t in TABS if pairs.get("tab") == t), TABS[0])
+    width = message.get("width")
+    narrow = isinstance(width, int | float) and not isinstance(width, bool) and 0 < width < NARROW
+    recipe = {name: text for name, text in pairs.items() if _RECIPE_KEYS.fullmatch(name)}
+    return Opening(recipe, job, max(index, 0) if index is not None else None, tab, narrow, parse_runs(message.get("runs")), problem)
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number of ordinary size from a number or a short text, else None."""
+    if isinstance(value, str) and len(value) <= 9 and re.fullmatch(r"-?[0-9]+", value):
+        value = int(value)
+    if isinstance(value, float) and math.isfinite(value) and value == int(value):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > 10**9:
+        return None
+    return value

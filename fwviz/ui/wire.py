@@ -1,0 +1,21 @@
+"""Messages from Python to our components: JSON strings with a version that only grows."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from typing import Any
+
+# From the clock, so that a page that outlives a restart of the server does not take new messages for old ones.
+_versions = itertools.count(time.time_ns() // 1_000_000)
+
+
+def version() -> int:
+    """A number larger than every one before."""
+    return next(_versions)
+
+
+def message(**fields: Any) -> str:
+    """One message. Numbers that JSON lacks (NaN, infinities) are refused here rather than in the browser."""
+    return json.dumps({"v": version(), **fields}, allow_nan=False, separators=(",", ":"))
