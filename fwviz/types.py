@@ -99,7 +99,9 @@ class TaskVectors(Protocol):
     layout: ParamLayout
     names: tuple[str, ...]
     base: Tensor
-    bytes_read: int
+
+    @property
+    def bytes_read(self) -> int: ...
 
     @property
     def n(self) -> int: ...

@@ -42,7 +42,9 @@ class ClipText:
             for name, size in text_tensors(shape).items():
                 info = file.info(name)
                 if info.shape != size:
-                    raise FwvizError(f"{file.path}: tensor {name!r} has shape {info.shape}, but its config.json says {size}.")
+                    raise FwvizError(
+                        f"{file.path}: tensor {name!r} has shape {info.shape}, but its config.json says {size}."
+                    )
             tensors = {name: file.read(name) for name in text_tensors(shape)}
         finally:
             file.close()
@@ -75,7 +77,9 @@ class ClipText:
         encoded = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
         for text, ids in zip(texts, encoded, strict=True):
             if shape.eos not in ids or max(ids) >= shape.vocabulary:
-                raise FwvizError(f"the tokenizer does not fit the text tower: {text[:40]!r} became the tokens {ids[:8]}.")
+                raise FwvizError(
+                    f"the tokenizer does not fit the text tower: {text[:40]!r} became the tokens {ids[:8]}."
+                )
         ends = torch.tensor([ids.index(shape.eos) for ids in encoded])
         # No mask for the padding: a causal tower read at its end token never sees what comes after.
         length = int(ends.max()) + 1

@@ -99,6 +99,13 @@ class ClipVision:
         mean, std = read_normalisation(folder)
         return cls(shape, tensors, logit_scale=scale, mean=mean, std=std, base_dir=folder, device=device)
 
+    @property
+    def chunk(self) -> int:
+        """Images per pass: enough to keep the device busy, few enough to bound memory and to stop within 0.2 s."""
+        tokens = (self.shape.image_size // self.shape.patch_size) ** 2 + 1
+        budget = 100_000 if self.device.type == "cpu" else 8_000_000  # numbers in one hidden state
+        return max(4, min(512, budget // (tokens * self.shape.width)))
+
     def bind(self, layout: ParamLayout) -> FlatParameters:
         """Move the merged weights into one flat vector; the others are frozen. Returned and kept as ``flat``."""
         self.flat = bind(self.module, layout)

@@ -30,7 +30,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class _Loader(_SAFE):  # type: ignore[misc]
+class _Loader(_SAFE):
     """Builds plain data only, and refuses a key that occurs twice instead of keeping the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -65,7 +65,9 @@ def load_card(root: Path | str) -> PoolCard:
     task_ids = top.unique("tasks", [t.id for t in tasks])
     for checkpoint in checkpoints:
         if checkpoint.task not in task_ids:
-            raise FwvizError(f"{file}: checkpoint {checkpoint.id!r} is of the task {checkpoint.task!r}, which is not listed.")
+            raise FwvizError(
+                f"{file}: checkpoint {checkpoint.id!r} is of the task {checkpoint.task!r}, which is not listed."
+            )
     default = top.node("default")
     return PoolCard(
         root=root,
@@ -256,7 +258,9 @@ class _Node:
         if "\\" in value or ":" in value or any(part in ("", ".", "..") for part in parts):
             raise self.wrong(key, value, "a relative path with / inside the pool's folder")
         if not (root / value).resolve().is_relative_to(root.resolve()):
-            raise FwvizError(f"{self.file}: {self._at(key)} leads out of the pool's folder by a link: copy the file in.")
+            raise FwvizError(
+                f"{self.file}: {self._at(key)} leads out of the pool's folder by a link: copy the file in."
+            )
         return value
 
     def plain(self) -> dict[str, Any]:
@@ -326,7 +330,9 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         for event, depth in _events(text):
             if isinstance(event, yaml.AliasEvent):
-                raise FwvizError(f"{file}: line {event.start_mark.line + 1} uses a YAML alias, which cards may not: write it out.")
+                raise FwvizError(
+                    f"{file}: line {event.start_mark.line + 1} uses a YAML alias, which cards may not: write it out."
+                )
             if depth > _MAX_DEPTH:
                 raise FwvizError(f"{file}: line {event.start_mark.line + 1} is nested deeper than {_MAX_DEPTH} levels.")
         value = yaml.load(text, Loader=_Loader)

@@ -116,7 +116,7 @@ class Pool:
         self.layout: ParamLayout = build_layout(shapes, card.include, card.exclude)
         for name in self.layout.names:
             if name not in vision_tensors(self.shape):
-                raise FwvizError(f"{card.root / 'pool.yaml'}: merge.include takes in {name!r}, which is not in the image tower.")
+                raise FwvizError(f"pool {card.id!r}: merge.include takes in {name!r}, which is not in the image tower.")
         self._names = frozenset(shapes)
         self._logit_scale = read_logit_scale(file)
         self._normalisation = read_normalisation(self._base_dir)
@@ -170,7 +170,9 @@ class Pool:
                 for task in missing:
                     head = text.heads(task.classes, task.prompts)
                     if not head.isfinite().all():
-                        raise FwvizError(f"the text tower of pool {self.card.id!r} makes no finite head for {task.id!r}.")
+                        raise FwvizError(
+                            f"the text tower of pool {self.card.id!r} makes no finite head for {task.id!r}."
+                        )
                     self._heads[task.id] = head
             return {task.id: self._heads[task.id] for task in tasks}
 
@@ -236,12 +238,17 @@ class Pool:
         if differing:
             key = differing[0]
             raise FwvizError(
-                f"checkpoint {name!r} is of another architecture: its {key} is {vars(own)[key]}, the base's {vars(self.shape)[key]}."
+                f"checkpoint {name!r} is of another architecture: its {key} is {vars(own)[key]}, "
+                f"the base's {vars(self.shape)[key]}."
             )
         file = CheckpointFile(folder, self.layout)
-        extra = [tensor for tensor in file.tensors if tensor not in self._names and not tensor.endswith(".position_ids")]
+        extra = [
+            tensor for tensor in file.tensors if tensor not in self._names and not tensor.endswith(".position_ids")
+        ]
         if extra:
-            raise FwvizError(f"checkpoint {name!r} has a tensor {extra[0]!r} that the base lacks: it is of another model.")
+            raise FwvizError(
+                f"checkpoint {name!r} has a tensor {extra[0]!r} that the base lacks: it is of another model."
+            )
         return file
 
     def _check_hash(self, folder: Path, sha256: str) -> None:

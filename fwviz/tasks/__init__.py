@@ -1,0 +1,1 @@
+"""Tasks: images and labels, the losses a method may see, and the scores that judge a merge."""

@@ -1,0 +1,179 @@
+"""Splits of labelled images: parquet files with PNGs, decoded once, with every byte distrusted."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fwviz.space.cache import ByteCache
+from fwviz.types import FileCard, FwvizError, PoolCard, Split, TaskCard
+
+_MAX_FILE = 256 << 20  # bytes of one parquet file
+_MAX_IMAGE = 8 << 20  # bytes of one encoded image
+_MAX_DECODED = 2 << 30  # bytes of one split
+_CACHE = 512 << 20  # bytes of decoded splits kept
+_PNG = b"\x89PNG\r\n\x1a\n"
+_BATCH = 64  # rows read from parquet at once: bounds what a file that expands wildly can take
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """One split: images uint8 (N, 3, H, W), labels int64 (N,), and where each image came from. Shared: do not write."""
+
+    task: str
+    split: Split
+    images: Tensor
+    labels: Tensor
+    source_keys: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+
+_cache: ByteCache[TaskData] = ByteCache(_CACHE)
+
+
+def load_split(card: PoolCard, task: TaskCard, split: Split) -> TaskData:
+    """Decode one split of a task; kept in a bounded cache that all threads share.
+
+    Raises:
+        FwvizError: the file is missing, is not the one the card describes, holds something that is no 8-bit PNG of the
+            pool's size, a label out of range, or labels of one class only.
+    """
+    file = task.splits[split]
+    path = card.root / file.path
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise FwvizError(f"{path} cannot be read: {error.strerror}.") from None
+    size = card.base["image_size"]
+    key = (path.resolve(), stat.st_mtime_ns, stat.st_size, file.sha256, len(task.classes), size)
+    return _cache.get(key, lambda: _load(path, file, task, split, size), _bytes)
+
+
+def stratified_subset(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Indices of at most ``count`` samples, ascending, with each class in its share of the whole (largest remainder).
+
+    Deterministic in (labels, count, seed). labels (N,) int64 → indices (min(count, N),) int64.
+    """
+    total = labels.shape[0]
+    if count >= total:
+        return torch.arange(total)
+    generator = torch.Generator().manual_seed(seed)
+    members = [(labels == label).nonzero().flatten() for label in labels.unique().tolist()]
+    shares = torch.tensor([len(rows) * count / total for rows in members], dtype=torch.float64)
+    quota = shares.floor().long()
+    # Of equal remainders the seed chooses, else the first classes would always win.
+    order = torch.randperm(len(members), generator=generator)
+    largest = order[(shares - quota)[order].sort(descending=True, stable=True).indices]
+    quota[largest[: count - int(quota.sum())]] += 1
+    chosen = [
+        rows[torch.randperm(len(rows), generator=generator)[:take]]
+        for rows, take in zip(members, quota.tolist(), strict=True)
+    ]
+    return torch.cat(chosen).sort().values
+
+
+def _bytes(data: TaskData) -> int:
+    return data.images.numel() + 8 * data.labels.numel()
+
+
+def _load(path: Path, file: FileCard, task: TaskCard, split: Split, size: int) -> TaskData:
+    if path.stat().st_size > _MAX_FILE:
+        raise FwvizError(f"{path} has more than {_MAX_FILE >> 20} MiB: split the task.")
+    if file.rows * 3 * size * size > _MAX_DECODED:
+        raise FwvizError(f"{path}: {file.rows} images of {size} x {size} pixels are too many: take a subset.")
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != file.sha256:
+        raise FwvizError(f"{path} is not the file its pool card describes (SHA-256 {found[:12]}…): restore the pool.")
+    encoded, labels, keys = _read_parquet(path, content, file.rows)
+    images = torch.empty(file.rows, 3, size, size, dtype=torch.uint8)
+    for row, image in enumerate(encoded):
+        if image is None or labels[row] is None:
+            raise FwvizError(f"{path}: row {row} has no {'image' if image is None else 'label'}: make the file again.")
+        if not 0 <= labels[row] < len(task.classes):
+            raise FwvizError(
+                f"{path}: row {row} has label {labels[row]}, but the task has {len(task.classes)} classes."
+            )
+        images[row] = _decode(image, size, path, row)
+    if len(set(labels)) < 2:
+        raise FwvizError(f"{path} has images of one class only: a task needs at least two.")
+    names = tuple("" if key is None else key for key in keys)
+    return TaskData(task.id, split, images, torch.tensor(labels, dtype=torch.int64), names)
+
+
+def _read_parquet(path: Path, content: bytes, rows: int) -> tuple[list[bytes], list[int], list[str]]:
+    """The columns image.bytes, label and source_key."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    encoded: list[bytes] = []
+    labels: list[int] = []
+    keys: list[str] = []
+    try:
+        table = pq.ParquetFile(pa.BufferReader(content))
+        schema = table.schema_arrow
+        _check_columns(path, schema)
+        if table.metadata.num_rows != rows:
+            raise FwvizError(f"{path} has {table.metadata.num_rows} rows, but its card says {rows}: restore the pool.")
+        columns = ["image.bytes", "label", "source_key"]
+        for batch in table.iter_batches(batch_size=_BATCH, columns=columns, use_threads=False):
+            encoded += batch.column("image").field("bytes").to_pylist()
+            labels += batch.column("label").to_pylist()
+            keys += batch.column("source_key").to_pylist()
+            if len(encoded) > rows:
+                break
+    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+        raise FwvizError(f"{path} is damaged or no parquet file ({_first_line(error)}): restore the pool.") from None
+    if not len(encoded) == len(labels) == len(keys) == rows:
+        raise FwvizError(f"{path} does not hold the {rows} rows it promises: restore the pool.")
+    return encoded, labels, keys
+
+
+def _check_columns(path: Path, schema: object) -> None:
+    import pyarrow as pa
+
+    assert isinstance(schema, pa.Schema)
+    wanted = {"label": pa.int64(), "source_key": pa.string()}
+    for name, kind in wanted.items():
+        if name not in schema.names or schema.field(name).type != kind:
+            raise FwvizError(f"{path} has no column {name!r} of type {kind}: make the file again.")
+    image = schema.field("image").type if "image" in schema.names else None
+    fields = {f.name: f.type for f in image} if isinstance(image, pa.StructType) else {}
+    if fields.get("bytes") != pa.binary():
+        raise FwvizError(
+            f"{path} has no column 'image' of the type struct{{bytes: binary, path: string}}: make the file again."
+        )
+
+
+def _decode(content: bytes, size: int, path: Path, row: int) -> Tensor:
+    """One PNG → uint8 (3, size, size). Its size is read from the header before anything is decompressed."""
+    import numpy as np
+    from PIL import Image
+
+    if len(content) > _MAX_IMAGE or len(content) < 33 or not content.startswith(_PNG) or content[12:16] != b"IHDR":
+        raise FwvizError(f"{path}: row {row} holds no PNG image: make the file again.")
+    width, height = struct.unpack(">II", content[16:24])
+    if (width, height) != (size, size):
+        raise FwvizError(
+            f"{path}: row {row} is an image of {width} x {height} pixels, but the pool takes {size} x {size}."
+        )
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            if image.size != (size, size):  # a second header inside the file
+                raise ValueError
+            array = np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError):
+        raise FwvizError(f"{path}: row {row} holds a PNG image that cannot be decoded: make the file again.") from None
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -1,0 +1,136 @@
+"""Held-out scores. Methods never receive an :class:`Evaluator`, so no test label can leak into a merge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import overload
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fwviz.backbones.clip_vision import ClipVision
+from fwviz.tasks.batches import passes
+from fwviz.tasks.data import load_split, stratified_subset
+from fwviz.tasks.heads import scaled_heads
+from fwviz.types import FwvizError, PoolCard, Score, Split
+
+QUICK_SPLIT: Split = "validation"
+QUICK_COUNT = 64
+
+
+class Evaluator:
+    """Accuracy and cross-entropy of θ on held-out samples of some tasks.
+
+    Splits are decoded when they are first needed. ``should_stop`` is asked before every pass (a fraction of a second
+    apart); once it says yes the result is None.
+    """
+
+    def __init__(
+        self,
+        backbone: ClipVision,
+        card: PoolCard,
+        tasks: Sequence[str],
+        heads: Mapping[str, Tensor],
+        *,
+        quick_count: int = QUICK_COUNT,
+        seed: int = 0,
+        chunk: int | None = None,
+    ) -> None:
+        """
+        Args:
+            backbone: a bound tower; may be the one of the job's objective, whose gradient stays untouched.
+            heads: task → unit class embeddings (C, D).
+            quick_count: samples per task of the quick score, a stratified subset of the validation split.
+            seed: which subset.
+            chunk: samples per pass, ``backbone.chunk`` if None.
+        """
+        if backbone.flat is None:
+            raise ValueError("bind the backbone to a layout first")
+        if not tasks:
+            raise FwvizError("there is no task to evaluate: choose at least one.")
+        self.tasks = tuple(tasks)
+        self._backbone = backbone
+        self._flat = backbone.flat
+        self._card = card
+        self._cards = {task: card.task(task) for task in self.tasks}
+        self._heads = scaled_heads(backbone, {task: heads[task] for task in self.tasks})
+        self._quick: dict[str, tuple[Tensor, Tensor]] | None = None
+        self._quick_count, self._seed = quick_count, seed
+        self._chunk = backbone.chunk if chunk is None else chunk
+
+    @overload
+    def quick(self, theta: Tensor, *, should_stop: None = None) -> dict[str, Score]: ...
+
+    @overload
+    def quick(self, theta: Tensor, *, should_stop: Callable[[], bool]) -> dict[str, Score] | None: ...
+
+    def quick(self, theta: Tensor, *, should_stop: Callable[[], bool] | None = None) -> dict[str, Score] | None:
+        """Task → score of θ (P,) on the quick subset of the validation split, for every live step."""
+        if self._quick is None:
+            self._quick = {task: self._subset(task) for task in self.tasks}
+        with self._backbone.lock:
+            self._load(theta)
+            return self._scores(self._quick, should_stop)
+
+    @overload
+    def full(self, theta: Tensor, split: Split = "test", *, should_stop: None = None) -> dict[str, Score]: ...
+
+    @overload
+    def full(
+        self, theta: Tensor, split: Split = "test", *, should_stop: Callable[[], bool]
+    ) -> dict[str, Score] | None: ...
+
+    def full(
+        self, theta: Tensor, split: Split = "test", *, should_stop: Callable[[], bool] | None = None
+    ) -> dict[str, Score] | None:
+        """Task → score of θ (P,) on a whole split."""
+        scores: dict[str, Score] = {}
+        with self._backbone.lock:
+            self._load(theta)
+            # One task at a time, so that a stop also comes between two splits that must be decoded.
+            for task, card in self._cards.items():
+                if should_stop is not None and should_stop():
+                    return None
+                data = load_split(self._card, card, split)
+                part = self._scores({task: (data.images, data.labels)}, should_stop)
+                if part is None:
+                    return None
+                scores |= part
+        return scores
+
+    def _subset(self, task: str) -> tuple[Tensor, Tensor]:
+        data = load_split(self._card, self._cards[task], QUICK_SPLIT)
+        rows = stratified_subset(data.labels, self._quick_count, self._seed)
+        return data.images[rows], data.labels[rows]
+
+    def _load(self, theta: Tensor) -> None:
+        if theta.shape != self._flat.theta.shape:
+            raise ValueError(f"theta has shape {tuple(theta.shape)}, not {tuple(self._flat.theta.shape)}")
+        with torch.no_grad():
+            self._flat.load(theta)
+
+    @torch.no_grad()
+    def _scores(
+        self, samples: Mapping[str, tuple[Tensor, Tensor]], should_stop: Callable[[], bool] | None
+    ) -> dict[str, Score] | None:
+        """Scores at the weights the backbone holds."""
+        names = tuple(samples)
+        counts = [samples[name][1].shape[0] for name in names]
+        correct = torch.zeros(len(names), dtype=torch.int64)
+        losses = torch.zeros(len(names), dtype=torch.float64)
+        for pieces in passes(counts, self._chunk):
+            if should_stop is not None and should_stop():
+                return None
+            batch = torch.cat([samples[names[k]][0][start:stop] for k, start, stop in pieces])
+            features = self._backbone.encode(self._backbone.pixels(batch))
+            parts = features.split([stop - start for _, start, stop in pieces])
+            for (k, start, stop), part in zip(pieces, parts, strict=True):
+                logits = self._heads[names[k]].logits(part)
+                labels = samples[names[k]][1][start:stop].to(logits.device)
+                correct[k] += int((logits.argmax(dim=-1) == labels).sum())
+                losses[k] += float(F.cross_entropy(logits, labels, reduction="sum"))
+        return {
+            name: Score(correct[k].item() / count, losses[k].item() / count, count)
+            for k, (name, count) in enumerate(zip(names, counts, strict=True))
+        }

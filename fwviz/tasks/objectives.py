@@ -1,0 +1,149 @@
+"""What a merge method may see: losses and flat gradients on calibration samples or unlabelled inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fwviz.backbones.clip_vision import ClipVision
+from fwviz.tasks.batches import passes
+from fwviz.tasks.data import TaskData
+from fwviz.tasks.heads import scaled_heads
+from fwviz.types import FwvizError, LossName
+
+
+def _go_on() -> None:
+    """The check of an objective nobody wants to stop."""
+
+
+class CalibrationObjective:
+    """The joint loss of some tasks, the mean over tasks of each task's mean loss, and its flat gradient.
+
+    Satisfies :class:`fwviz.types.Objective`. The gradient is exact and does not depend on how samples are cut into
+    passes; memory is bounded by one pass.
+
+    ``check`` is called before every pass (a fraction of a second apart); what it raises ends the call. It is how a run
+    stops or pauses inside a long gradient, and may be replaced at any time.
+    """
+
+    def __init__(
+        self,
+        backbone: ClipVision,
+        data: Mapping[str, TaskData],
+        heads: Mapping[str, Tensor],
+        *,
+        unlabelled: Mapping[str, Tensor] | None = None,
+        chunk: int | None = None,
+        check: Callable[[], None] = _go_on,
+    ) -> None:
+        """
+        Args:
+            backbone: a bound tower of this job's own.
+            data: task → labelled samples, in the order of ``tasks``.
+            heads: task → unit class embeddings (C, D).
+            unlabelled: task → images uint8 (N, 3, H, W) for ``loss="entropy"``; those of ``data`` if None.
+            chunk: samples per pass, ``backbone.chunk`` if None.
+        """
+        if backbone.flat is None:
+            raise ValueError("bind the backbone to a layout first")
+        if not data:
+            raise FwvizError("there is no task to merge for: choose at least one.")
+        self.tasks = tuple(data)
+        self.check = check
+        self._backbone = backbone
+        self._flat = backbone.flat
+        self._heads = scaled_heads(backbone, {task: heads[task] for task in data})
+        for task, samples in data.items():
+            if int(samples.labels.max()) >= self._heads[task].classes:
+                raise FwvizError(
+                    f"task {task!r} has labels beyond the {self._heads[task].classes} classes of its head."
+                )
+        self._images = {task: samples.images for task, samples in data.items()}
+        self._labels = {task: samples.labels.to(backbone.device) for task, samples in data.items()}
+        self._unlabelled = self._images if unlabelled is None else {task: unlabelled[task] for task in data}
+        self._chunk = backbone.chunk if chunk is None else chunk
+
+    def losses(
+        self,
+        theta: Tensor,
+        *,
+        tasks: Sequence[str] | None = None,
+        loss: LossName = "cross_entropy",
+        batch_size: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Mean loss per task at θ: (P,) → (K,) float32 on the CPU."""
+        return self._sweep(theta, tasks, loss, batch_size, generator, backward=False)
+
+    def gradient(
+        self,
+        theta: Tensor,
+        *,
+        tasks: Sequence[str] | None = None,
+        loss: LossName = "cross_entropy",
+        batch_size: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Losses (K,) and the flat gradient (P,) of their mean.
+
+        The gradient is the backbone's own buffer, on its device: valid until the next call, never to be written to.
+        """
+        losses = self._sweep(theta, tasks, loss, batch_size, generator, backward=True)
+        return losses, self._flat.gradient
+
+    def _sweep(
+        self,
+        theta: Tensor,
+        tasks: Sequence[str] | None,
+        loss: LossName,
+        batch_size: int | None,
+        generator: torch.Generator | None,
+        *,
+        backward: bool,
+    ) -> Tensor:
+        names = self.tasks if tasks is None else tuple(tasks)
+        for name in names:
+            if name not in self._heads:
+                raise FwvizError(f"the objective has no task {name!r}: choose from {', '.join(self.tasks)}.")
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"tasks must be distinct and at least one, not {names}")
+        if theta.shape != self._flat.theta.shape:
+            raise ValueError(f"theta has shape {tuple(theta.shape)}, not {tuple(self._flat.theta.shape)}")
+        images = self._images if loss == "cross_entropy" else self._unlabelled
+        rows = [_draw(images[name].shape[0], batch_size, generator) for name in names]
+        heads = [self._heads[name] for name in names]
+        device = self._backbone.device
+        sums = torch.zeros(len(names), dtype=torch.float64, device=device)
+        with self._backbone.lock, torch.set_grad_enabled(backward):
+            with torch.no_grad():
+                self._flat.load(theta)
+            if backward:
+                self._flat.zero_gradient()
+            for pieces in passes([len(r) for r in rows], self._chunk):
+                self.check()
+                batch = torch.cat([images[names[k]][rows[k][start:stop]] for k, start, stop in pieces])
+                features = self._backbone.encode(self._backbone.pixels(batch))
+                mean = features.new_zeros(())
+                parts = features.split([stop - start for _, start, stop in pieces])
+                for (k, start, stop), part in zip(pieces, parts, strict=True):
+                    labels = None
+                    if loss == "cross_entropy":
+                        labels = self._labels[names[k]][rows[k][start:stop].to(device)]
+                    total = heads[k].loss_sum(part, labels, loss)
+                    sums[k] += total.detach()
+                    mean = mean + total / (len(rows[k]) * len(names))
+                if backward:
+                    mean.backward()
+        counts = torch.tensor([len(r) for r in rows], dtype=torch.float64)
+        return (sums.cpu() / counts).float()
+
+
+def _draw(count: int, batch_size: int | None, generator: torch.Generator | None) -> Tensor:
+    """Indices of all samples, or of ``batch_size`` drawn without replacement."""
+    if batch_size is None:
+        return torch.arange(count)
+    if batch_size < 1 or generator is None:
+        raise ValueError("a batch needs a size of at least 1 and a generator")
+    return torch.randperm(count, generator=generator)[:batch_size]
