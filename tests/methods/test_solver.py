@@ -1,0 +1,166 @@
+"""The coefficient solver: the identity S against finite differences, and both rules against known answers."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from fwviz import solver
+from fwviz.space import simplex
+from fwviz.types import Problem
+from tests.toy import toy_problem
+
+
+def layer_landscape(problem: Problem, m: int = 3) -> solver.Landscape:
+    """Weights per layer on tensor-wise directions from a random point: the general case."""
+    vectors, groups = problem.vectors, problem.groups("tensor")
+    generator = torch.Generator().manual_seed(7)
+    offset = 0.2 * torch.rand(len(groups), vectors.n, generator=generator, dtype=torch.float64)
+    directions = torch.randn(m, len(groups), vectors.n, generator=generator, dtype=torch.float64)
+    layers = problem.groups("layer")
+    family = solver.Affine(offset, directions, simplex.parents(groups, layers), len(layers))
+    theta = torch.empty_like(vectors.base)
+    return solver.Landscape(family, vectors, groups, problem.objective, "cross_entropy", theta)
+
+
+def identity_landscape(problem: Problem) -> solver.Landscape:
+    """Weights that are the layer-wise coefficients themselves."""
+    vectors, groups = problem.vectors, problem.groups("layer")
+    directions = torch.eye(vectors.n, dtype=torch.float64)[:, None, :].expand(-1, len(groups), -1)
+    offset = torch.zeros(len(groups), vectors.n, dtype=torch.float64)
+    family = solver.Affine(offset, directions, torch.arange(len(groups)), len(groups))
+    theta = torch.empty_like(vectors.base)
+    return solver.Landscape(family, vectors, groups, problem.objective, "cross_entropy", theta)
+
+
+def test_gradient_matches_finite_differences() -> None:
+    landscape = layer_landscape(toy_problem())
+    weights = torch.full((4, 3), 0.1, dtype=torch.float64)
+    _, gradient = landscape.slope(weights)
+    numeric = torch.zeros_like(weights)
+    for index in torch.cartesian_prod(torch.arange(4), torch.arange(3)).tolist():
+        step = torch.zeros_like(weights)
+        step[tuple(index)] = 0.05
+        # Central differences are exact on a quadratic, up to float32.
+        numeric[tuple(index)] = (landscape.value(weights + step) - landscape.value(weights - step)) / 0.1
+    torch.testing.assert_close(gradient, numeric, rtol=2e-3, atol=2e-3)
+
+
+def test_only_columns_in_use_are_read() -> None:
+    problem = toy_problem(n=5)
+    vectors, groups = problem.vectors, problem.groups("model")
+    directions = torch.zeros(1, 1, 5, dtype=torch.float64)
+    directions[0, 0, 3] = 1.0
+    offset = torch.zeros(1, 5, dtype=torch.float64)
+    offset[0, 1] = 0.5
+    family = solver.Affine(offset, directions, torch.zeros(1, dtype=torch.long), 1)
+    assert family.columns() == [1, 3]
+    theta = torch.empty_like(vectors.base)
+    landscape = solver.Landscape(family, vectors, groups, problem.objective, "cross_entropy", theta)
+    before = vectors.bytes_read
+    weights = torch.full((1, 1), 0.25, dtype=torch.float64)
+    point = landscape.point(weights)
+    assert vectors.bytes_read - before == 2 * vectors.layout.size * 4
+    torch.testing.assert_close(point, vectors.base + 0.5 * vectors.vector(1) + 0.25 * vectors.vector(3))
+
+
+def run(progress: object) -> list[solver.Progress]:
+    return list(progress)  # type: ignore[call-overload,no-any-return]
+
+
+def test_projected_gradient_reaches_the_constrained_optimum_and_never_rises() -> None:
+    landscape = identity_landscape(toy_problem(reach=1.5))  # the centres lie outside: Σλ ≤ 1 is active
+    start = torch.zeros(4, 5, dtype=torch.float64)
+    steps = run(solver.projected_gradient(landscape, start, simplex.project_capped_simplex, updates=200))
+    losses = [landscape.value(step.weights) for step in steps]
+    assert all(later <= earlier + 1e-6 for earlier, later in itertools.pairwise(losses))
+    weights = steps[-1].weights
+    assert (weights >= 0).all()
+    assert (weights.sum(dim=1) <= 1 + 1e-9).all()
+    assert (weights.sum(dim=1) > 0.999).any()
+    # Optimal if and only if a projected gradient step does not move it.
+    _, gradient = landscape.slope(weights)
+    moved = simplex.project_capped_simplex(weights - 0.01 * gradient)
+    assert (moved - weights).abs().max() < 1e-4
+
+
+def test_adam_follows_torch() -> None:
+    landscape = layer_landscape(toy_problem())
+    start = torch.full((4, 3), 0.3, dtype=torch.float64)
+    ours = run(
+        solver.adam(
+            landscape,
+            start,
+            lambda weights: weights,
+            updates=20,
+            rate=0.01,
+            batch_size=None,
+            generator=torch.Generator(),
+            decay=False,
+        )
+    )
+    weights = start.clone().requires_grad_()
+    optimiser = torch.optim.Adam([weights], lr=0.01)
+    for step in ours:
+        _, weights.grad = landscape.slope(weights.detach())
+        optimiser.step()
+        torch.testing.assert_close(step.weights, weights.detach(), rtol=0, atol=1e-9)
+
+
+def test_adam_averages_the_noise_of_batches_out() -> None:
+    problem = toy_problem(mixture=torch.tensor([0.3, 0.2, 0.1, 0.0, 0.0]), noise=1.0)
+    landscape = identity_landscape(problem)
+    start = torch.zeros(4, 5, dtype=torch.float64)
+    steps = run(
+        solver.adam(
+            landscape,
+            start,
+            simplex.project_capped_simplex,
+            updates=150,
+            rate=0.05,
+            batch_size=4,
+            generator=torch.Generator().manual_seed(1),
+            decay=True,
+        )
+    )
+    floor = landscape.value(torch.tensor([[0.3, 0.2, 0.1, 0.0, 0.0]], dtype=torch.float64).expand(4, -1))
+    excess: list[float] = [landscape.value(step.weights) - floor for step in steps]
+    assert excess[-1] < 0.05 * (landscape.value(start) - floor)
+    assert excess[-1] < sum(excess[-20:-1]) / 19
+
+
+def test_runs_repeat_with_the_same_seed() -> None:
+    def weights(seed: int) -> Tensor:
+        landscape = identity_landscape(toy_problem(noise=1.0))
+        generator = torch.Generator().manual_seed(seed)
+        start = torch.zeros(4, 5, dtype=torch.float64)
+        rule = solver.adam(
+            landscape,
+            start,
+            simplex.project_capped_simplex,
+            updates=5,
+            rate=0.05,
+            batch_size=4,
+            generator=generator,
+            decay=True,
+        )
+        return run(rule)[-1].weights
+
+    assert torch.equal(weights(3), weights(3))
+    assert not torch.equal(weights(3), weights(4))
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_affine_rebuilds_coefficients(rows: int) -> None:
+    parent = torch.zeros(4, dtype=torch.long) if rows == 1 else torch.arange(4)
+    generator = torch.Generator().manual_seed(2)
+    offset = torch.randn(4, 5, generator=generator)
+    directions = torch.randn(2, 4, 5, generator=generator)
+    weights = torch.randn(rows, 2, generator=generator)
+    found = solver.Affine(offset, directions, parent, rows).coefficients(weights)
+    for g in range(4):
+        w = weights[0 if rows == 1 else g]
+        torch.testing.assert_close(found[g], offset[g] + w[0] * directions[0, g] + w[1] * directions[1, g])

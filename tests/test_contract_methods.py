@@ -1,0 +1,244 @@
+"""What every merge method must keep, whatever it does: one test matrix over the registry."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import dataclasses
+import inspect
+import pkgutil
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fwviz.methods
+from fwviz.registry import Entry, describe_settings, entries, parse_settings
+from fwviz.space.vectors import ResidentTaskVectors
+from fwviz.types import GRANULARITIES, Problem, Step
+from tests.toy import toy_problem
+
+NAMES = list(entries("methods"))
+# Enough of each method to exercise it; a value is used only where the method has such a setting.
+SHORT: dict[str, Any] = {"max_steps": 2, "inner_updates": 3, "official_updates": 3, "trials": 4}
+
+
+@pytest.fixture(params=NAMES)
+def method(request: pytest.FixtureRequest) -> Entry:
+    return entries("methods")[request.param]
+
+
+@pytest.fixture
+def tiny_problem(tiny_pool: Any) -> Problem:
+    """Four checkpoints and a foreign one of a really fine-tuned pool, judged by all its tasks."""
+    from fwviz.tasks.data import load_split
+    from fwviz.tasks.objectives import CalibrationObjective
+
+    card, tasks = tiny_pool.card, tiny_pool.task_ids
+    data = {task: load_split(card, card.task(task), "calibration") for task in tasks}
+    objective = CalibrationObjective(tiny_pool.backbone(), data, tiny_pool.heads(tasks))
+    return Problem(tiny_pool.task_vectors(tiny_pool.checkpoint_ids), objective, seed=1)
+
+
+@pytest.fixture(params=["toy", "tiny"])
+def problem(request: pytest.FixtureRequest) -> Problem:
+    if request.param == "toy":
+        return toy_problem(noise=0.5)
+    found: Problem = request.getfixturevalue("tiny_problem")
+    return found
+
+
+def short(method: Entry, **values: Any) -> Any:
+    """The method's default settings, cut short."""
+    assert method.settings is not None
+    names = {spec.name for spec in describe_settings(method.settings)}
+    return parse_settings(method.settings, {k: v for k, v in {**SHORT, **values}.items() if k in names})
+
+
+def copied(steps: Iterator[Step]) -> list[Step]:
+    """All steps, with what they only lend copied."""
+    return [dataclasses.replace(s, delta=None if s.delta is None else s.delta.clone()) for s in steps]
+
+
+def theta_of(problem: Problem, step: Step) -> Tensor:
+    if step.coefficients is None:
+        assert step.delta is not None
+        return problem.vectors.base + step.delta
+    return problem.vectors.combine(step.coefficients, problem.groups(step.granularity))
+
+
+def test_steps_are_well_formed(method: Entry, problem: Problem) -> None:
+    steps = copied(method.run(problem, short(method)))
+    n = problem.vectors.n
+    assert steps[0].t == 0
+    assert steps[0].inner == 0
+    order = [(step.t, step.inner == 0, step.inner) for step in steps]
+    assert order == sorted(order)
+    assert steps[-1].status in ("converged", "max_steps")
+    assert steps[-1].inner == 0
+    assert all(step.status == "running" for step in steps[:-1])
+    for step in steps:
+        assert step.granularity in GRANULARITIES
+        assert (step.coefficients is None) != (step.delta is None)
+        groups = problem.groups(step.granularity)
+        if step.coefficients is not None:
+            assert step.coefficients.shape == (len(groups), n)
+            assert step.coefficients.dtype == torch.float32
+        assert theta_of(problem, step).isfinite().all()
+        for scores in (step.scores, *step.task_scores.values()):
+            assert scores is None or scores.shape == (len(groups), n)
+        assert step.note
+        assert set(step.task_scores) <= set(problem.objective.tasks)
+        assert {name for row in step.vertices for name in row} <= {*problem.vectors.names, "base", "initial"}
+    if method.facts["data"] != "none":
+        assert all(step.loss is not None for step in steps)
+        for step in steps:
+            if step.inner == 0:
+                loss = float(problem.objective.losses(theta_of(problem, step)).mean())
+                assert loss == pytest.approx(step.loss, rel=1e-4)
+
+
+def test_the_same_seed_gives_the_same_result(method: Entry, problem: Problem) -> None:
+    first, second = (copied(method.run(problem, short(method))) for _ in range(2))
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(theta_of(problem, a), theta_of(problem, b))
+        assert (a.loss, a.gap, a.note) == (b.loss, b.gap, b.note)
+
+
+def test_the_pool_is_untouched(method: Entry, problem: Problem) -> None:
+    vectors: Any = problem.vectors
+    base, matrix = vectors.base.clone(), vectors.matrix.clone()
+    for _ in method.run(problem, short(method)):
+        pass
+    assert torch.equal(vectors.base, base)
+    assert torch.equal(vectors.matrix, matrix)
+
+
+def test_steps_that_were_handed_out_do_not_change(method: Entry, problem: Problem) -> None:
+    """Whoever keeps a Step keeps its numbers: only delta is lent."""
+    kept, then = [], []
+    for step in method.run(problem, short(method)):
+        kept.append(step)
+        then.append(copy.deepcopy(step.coefficients))
+    for step, value in zip(kept, then, strict=True):
+        assert value is None or torch.equal(step.coefficients, value)  # type: ignore[arg-type]
+
+
+def test_closing_stops_at_once(method: Entry, problem: Problem) -> None:
+    steps: Any = method.run(problem, short(method, max_steps=50))
+    next(steps)
+    begin = time.perf_counter()
+    steps.close()
+    assert time.perf_counter() - begin < 0.2
+    with pytest.raises(StopIteration):
+        next(steps)
+
+
+def test_permuting_the_pool_permutes_the_coefficients(method: Entry, problem: Problem) -> None:
+    order = [3, 0, 4, 2, 1]
+    shuffled = dataclasses.replace(problem, vectors=problem.vectors.subset(order))
+    last = copied(method.run(problem, short(method)))[-1]
+    permuted = copied(method.run(shuffled, short(method)))[-1]
+    if last.coefficients is None:
+        torch.testing.assert_close(theta_of(shuffled, permuted), theta_of(problem, last))
+    else:
+        assert permuted.coefficients is not None
+        torch.testing.assert_close(permuted.coefficients, last.coefficients[:, order], rtol=1e-3, atol=1e-4)
+
+
+def test_copies_of_one_checkpoint_merge_to_its_segment(method: Entry) -> None:
+    if not method.facts["convex"]:
+        pytest.skip("the method does not claim convexity")
+    toy = toy_problem(n=1, tasks=1)
+    matrix = toy.vectors.vector(0).expand(4, -1).clone()
+    vectors = ResidentTaskVectors(toy.vectors.layout, ("a", "b", "c", "d"), toy.vectors.base, matrix)
+    last = copied(method.run(Problem(vectors, toy.objective), short(method)))[-1]
+    assert last.coefficients is not None
+    total = last.coefficients.sum(dim=1)
+    assert (total >= -1e-6).all()
+    assert (total <= 1 + 1e-5).all()
+    assert (total > 0.1).any()
+
+
+def test_one_checkpoint_and_one_task_are_enough(method: Entry) -> None:
+    last = copied(method.run(toy_problem(n=1, tasks=1), short(method)))[-1]
+    assert last.coefficients is None or last.coefficients.shape[1] == 1
+
+
+def test_no_checkpoint_is_ever_held_whole(method: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory must not grow with n: methods see checkpoints only through scores, cosines and combine."""
+    problem = toy_problem()
+
+    def forbidden(self: object, i: int) -> Tensor:
+        raise AssertionError("a method asked for a whole task vector")
+
+    monkeypatch.setattr(ResidentTaskVectors, "vector", forbidden)
+    assert copied(method.run(problem, short(method)))
+
+
+def test_settings_have_help_and_range(method: Entry) -> None:
+    assert method.settings is not None
+    assert dataclasses.is_dataclass(method.settings)
+    assert method.settings.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    for spec in describe_settings(method.settings):
+        assert len(spec.help) > 15, spec.name
+        assert spec.help[0].isupper(), spec.name
+        assert spec.help.endswith("."), spec.name
+        assert spec.kind in (int, float, str, bool), spec.name
+        if spec.kind in (int, float):
+            assert spec.low is not None, spec.name
+            assert spec.high is not None, spec.name
+            assert spec.low <= spec.default <= spec.high, spec.name
+        if spec.kind is str:
+            assert spec.default in spec.choices, spec.name
+        for other, values in spec.applies.items():
+            target = {s.name: s for s in describe_settings(method.settings)}[other]
+            assert set(values) <= set(target.choices or (True, False)), spec.name
+    defaults = {spec.name: spec.default for spec in describe_settings(method.settings)}
+    assert parse_settings(method.settings, defaults) == method.settings()
+
+
+def test_every_choice_runs(method: Entry) -> None:
+    """Each value of each choice, alone, on the toy: finite and with the status of a finished run."""
+    assert method.settings is not None
+    problem = toy_problem(noise=0.5)
+    for spec in describe_settings(method.settings):
+        for value in spec.choices or ((False, True) if spec.kind is bool else ()):
+            last = copied(method.run(problem, short(method, **{spec.name: value})))[-1]
+            assert theta_of(problem, last).isfinite().all(), (spec.name, value)
+            assert last.status in ("converged", "max_steps"), (spec.name, value)
+
+
+def test_docstrings_give_equation_and_source(method: Entry) -> None:
+    assert method.doc.splitlines()[0].endswith((".", "."))
+    assert "θ" in method.doc
+    assert "=" in method.doc
+    assert re.search(r"arXiv:\d{4}\.\d{5}", method.doc), "name the paper by its arXiv number"
+    assert method.facts["reference"]
+    assert method.facts["paper"]
+    assert method.facts["data"] in ("none", "labels", "inputs")
+
+
+def test_each_file_registers_one_method_named_like_it() -> None:
+    files = [m.name for m in pkgutil.iter_modules(fwviz.methods.__path__) if not m.name.startswith("_")]
+    assert sorted(files) == sorted(NAMES)
+    for name in files:
+        source = (Path(fwviz.methods.__path__[0]) / f"{name}.py").read_text()
+        functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+        marked = [f.name for f in functions if any("merge_method" in ast.unparse(d) for d in f.decorator_list)]
+        assert marked == [name]
+        assert inspect.isgeneratorfunction(entries("methods")[name].run)
+
+
+def test_data_free_methods_never_look_at_data(method: Entry) -> None:
+    if method.facts["data"] != "none":
+        pytest.skip("the method uses data")
+    problem = toy_problem()
+    list(method.run(problem, short(method)))
+    assert problem.objective.calls == 0  # type: ignore[attr-defined]
