@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import os
+import shutil
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
 # Two test processes on two cores must not fight over threads, and one thread makes results repeatable.
 torch.set_num_threads(1)
 
 
+_RECIPE = Path(__file__).parent / "tiny_pool.py"
+
+
 def _make_tiny_pool(root: Path) -> Path:
-    spec = importlib.util.spec_from_file_location("fwviz_tests_tiny_pool", Path(__file__).parent / "tiny_pool.py")
+    spec = importlib.util.spec_from_file_location("fwviz_tests_tiny_pool", _RECIPE)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -24,9 +34,23 @@ def _make_tiny_pool(root: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_pool_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A really fine-tuned pool in the format of assets/pools, small enough to merge in a second."""
-    return _make_tiny_pool(tmp_path_factory.mktemp("pools") / "tiny")
+def tiny_pool_path(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """A really fine-tuned pool in the format of assets/pools, small enough to merge in a second.
+
+    Training it takes seconds, so pytest's cache keeps it until its recipe or torch changes; tests see a copy.
+    """
+    target = tmp_path_factory.mktemp("pools") / "tiny"
+    key = hashlib.sha256(_RECIPE.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
+    kept = (pytestconfig.cache.mkdir("tiny_pool") if pytestconfig.cache else target.parent / "cache") / key
+    if not kept.exists():
+        made = _make_tiny_pool(target.parent / "made")
+        # Moved into place in one step: several sessions may want it at once, and one may be killed midway.
+        unique = Path(shutil.copytree(made, kept.with_name(f"{key}.{os.getpid()}")))
+        try:
+            unique.rename(kept)
+        except OSError:
+            shutil.rmtree(unique)
+    return Path(shutil.copytree(kept, target))
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +59,38 @@ def tiny_pool(tiny_pool_path: Path):  # type: ignore[no-untyped-def]
     from fwviz.pools.open import open_pool
 
     return open_pool(str(tiny_pool_path))
+
+
+@dataclass(frozen=True)
+class PoolCopy:
+    """A pool of a test's own, to be damaged."""
+
+    root: Path
+
+    def edit(self, change: Callable[[dict[str, Any]], Any]) -> None:
+        """Change the card through its parsed form."""
+        file = self.root / "pool.yaml"
+        card = yaml.safe_load(file.read_text(encoding="utf-8"))
+        change(card)
+        file.write_text(yaml.safe_dump(card, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+    def seal(self) -> None:
+        """Write the true hashes of base, checkpoints and splits into the card, as an attacker would."""
+
+        def digest(path: str) -> str:
+            return hashlib.sha256((self.root / path).read_bytes()).hexdigest()
+
+        def change(card: dict[str, Any]) -> None:
+            for part in [card["base"], *card["checkpoints"]]:
+                part["sha256"] = digest(f"{part['path']}/model.safetensors")
+            for task in card["tasks"]:
+                for split in task["splits"].values():
+                    split["sha256"] = digest(split["path"])
+
+        self.edit(change)
+
+
+@pytest.fixture
+def pool_copy(tiny_pool_path: Path, tmp_path: Path) -> PoolCopy:
+    """A copy of the tiny pool that the test may damage."""
+    return PoolCopy(Path(shutil.copytree(tiny_pool_path, tmp_path / "tiny")))

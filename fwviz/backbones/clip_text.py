@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fwviz.backbones._config import TextShape, read_text_shape
 from fwviz.backbones._transformer import MLPS, apply_block, block_of, block_shapes
+from fwviz.backbones.clip_config import TextShape, read_text_shape
 from fwviz.space.files import SafetensorsFile
 from fwviz.types import FwvizError
 

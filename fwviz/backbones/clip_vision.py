@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fwviz.backbones._config import VisionShape, read_json, read_vision_shape
 from fwviz.backbones._transformer import MLPS, apply_block, block_of, block_shapes
+from fwviz.backbones.clip_config import VisionShape, read_json, read_vision_shape
 from fwviz.backbones.clip_text import ClipText
 from fwviz.space.binding import FlatParameters, bind
 from fwviz.space.files import SafetensorsFile

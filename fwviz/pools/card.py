@@ -65,9 +65,7 @@ def load_card(root: Path | str) -> PoolCard:
     task_ids = top.unique("tasks", [t.id for t in tasks])
     for checkpoint in checkpoints:
         if checkpoint.task not in task_ids:
-            raise FwvizError(
-                f"{file}: checkpoint {checkpoint.id!r} is of the task {checkpoint.task!r}, which is not listed."
-            )
+            raise FwvizError(f"{file}: checkpoint {checkpoint.id!r} is of the unlisted task {checkpoint.task!r}.")
     default = top.node("default")
     return PoolCard(
         root=root,
@@ -89,7 +87,7 @@ def load_card(root: Path | str) -> PoolCard:
 
 
 def verify(card: PoolCard) -> list[str]:
-    """Read every file of the pool and compare its SHA-256 with the card. One sentence per problem, none if all is well."""
+    """Read every file of the pool and compare its SHA-256 with the card: one sentence per problem."""
     expected = [(card.base["path"] + "/model.safetensors", card.base["sha256"])]
     expected += [(f"{c.path}/model.safetensors", c.sha256) for c in card.checkpoints]
     expected += [(file.path, file.sha256) for task in card.tasks for file in task.splits.values()]

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fwviz.backbones._config import read_vision_shape
+from fwviz.backbones.clip_config import read_vision_shape
 from fwviz.backbones.clip_text import ClipText
 from fwviz.backbones.clip_vision import (
     ClipVision,
@@ -161,7 +161,7 @@ class Pool:
         return backbone
 
     def heads(self, task_ids: Sequence[str]) -> dict[str, Tensor]:
-        """Task → unit class embeddings (C, D) float32 on the CPU, made once by the base's text tower. Do not write to them."""
+        """Task → unit class embeddings (C, D) float32 on the CPU, made once by the base's text tower; read-only."""
         tasks = [self.card.task(task_id) for task_id in task_ids]
         with self._lock:
             missing = [task for task in tasks if task.id not in self._heads]

@@ -43,7 +43,7 @@ def scaled_heads(backbone: ClipVision, embeddings: Mapping[str, Tensor]) -> dict
     for task, head in embeddings.items():
         if head.dim() != 2 or head.shape[1] != backbone.shape.projection:
             raise FwvizError(
-                f"the head of {task!r} has shape {tuple(head.shape)}, but features have {backbone.shape.projection} entries."
+                f"the head of {task!r} has shape {tuple(head.shape)}, but must be (C, {backbone.shape.projection})."
             )
     factor = math.exp(backbone.logit_scale)
     return {task: Head(task, head.to(backbone.device).mul(factor)) for task, head in embeddings.items()}
