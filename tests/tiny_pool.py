@@ -136,7 +136,9 @@ class Data:
 def spread_captions(model: CLIPModel, tokenizer: CLIPTokenizer, steps: int) -> None:
     """Push the captions of different classes apart, so that the image tower has targets worth learning."""
     names = all_classes()
-    optimiser = torch.optim.AdamW([*model.text_model.parameters(), *model.text_projection.parameters()], lr=1e-2, fused=True)
+    optimiser = torch.optim.AdamW(
+        [*model.text_model.parameters(), *model.text_projection.parameters()], lr=1e-2, fused=True
+    )
     for _ in range(steps):
         heads = text_heads(model, tokenizer, names)
         loss = F.cross_entropy(10 * heads @ heads.T, torch.arange(len(names)))
