@@ -164,5 +164,6 @@ def entry(kind: str, name: str) -> Entry:
     """One entry by name; a FwvizError lists the choices."""
     found = entries(kind)
     if name not in found:
-        raise FwvizError(f"there is no {kind.removesuffix('s')} {name!r}: choose from {', '.join(found)}.")
+        singular = {"methods": "method", "lenses": "lens", "charts": "chart"}[kind]
+        raise FwvizError(f"there is no {singular} {name!r}: choose from {', '.join(found)}.")
     return found[name]

@@ -77,6 +77,8 @@ class Recipe:
             dtype=_choice("dtype", values.get("dtype", "float32"), DTYPES),
             storage=_choice("storage", values.get("storage", "resident"), STORAGES),
         )
+        if recipe.storage == "streamed" and recipe.dtype != "float32":
+            raise FwvizError("recipe field 'dtype' must be float32 when 'storage' is streamed.")
         if card is not None:
             recipe.check(card)
         return recipe

@@ -1,0 +1,5 @@
+"""``python -m fwviz``."""
+
+from fwviz.cli import main
+
+raise SystemExit(main())

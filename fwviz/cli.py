@@ -1,0 +1,502 @@
+"""The command line: ``fwviz app | pools | methods | merge | score | lens | export | train-pool | bench``.
+
+Every mistake ends with one sentence on stderr and an exit code that is not 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import signal
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fwviz.registry import SettingSpec, describe_settings, entries, entry
+from fwviz.types import FwvizError
+
+if TYPE_CHECKING:
+    from fwviz.runs.recipe import Recipe
+    from fwviz.runs.trace import Frame, Trace
+
+BENCHES = ("kernels", "memory", "scaling")
+MAX_RECIPE_FILE = 1 << 20
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if arguments else 2
+    if arguments[0] not in COMMANDS:
+        print(f"fwviz: there is no command {arguments[0]!r}: choose from {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    try:
+        return COMMANDS[arguments[0]](arguments[1:])
+    except FwvizError as error:
+        print(f"fwviz: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("fwviz: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        sys.stderr.close()
+        return 141
+
+
+# --- app, pools, methods ------------------------------------------------------------------------
+
+
+def _app(argv: Sequence[str]) -> int:
+    """open the app in the browser"""
+    parser = _parser("app", _app)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on (7860)")
+    options = parser.parse_args(argv)
+    from fwviz.ui.app import launch
+
+    launch(host=options.host, port=options.port)
+    return 0
+
+
+def _pools(argv: Sequence[str]) -> int:
+    """list the pools, or the content of one"""
+    parser = _parser("pools", _pools)
+    parser.add_argument("pool", nargs="?", help="id or folder of a pool")
+    parser.add_argument("--verify", action="store_true", help="check every file against its hash")
+    options = parser.parse_args(argv)
+    from fwviz.pools.card import verify
+    from fwviz.pools.open import open_pool, pool_ids
+
+    if options.pool is None:
+        cards = [open_pool(name).card for name in pool_ids()]
+        rows = [(c.id, len(c.checkpoints), len(c.tasks), c.title) for c in cards]
+        _print_table(("pool", "checkpoints", "tasks", "title"), rows)
+        return 0
+    card = open_pool(options.pool).card
+    if options.verify:
+        problems = verify(card)
+        for problem in problems:
+            print(problem)
+        print(f"{len(problems) or 'no'} problems in the files of {card.root}")
+        return 1 if problems else 0
+    print(f"{card.title} ({card.id})\n{card.summary}\n")
+    _print_table(
+        ("checkpoint", "task", "kind", "test", "note"),
+        [(c.id, c.task, c.kind, _percent(c.accuracy.get("test")), c.note) for c in card.checkpoints],
+    )
+    print()
+    tasks = [
+        (
+            t.id,
+            len(t.classes),
+            _percent(t.accuracy.get("base", {}).get("test")),
+            _percent(t.accuracy.get("individual", {}).get("test")),
+            t.question,
+        )
+        for t in card.tasks
+    ]
+    _print_table(("task", "classes", "base", "individual", "question"), tasks)
+    return 0
+
+
+def _methods(argv: Sequence[str]) -> int:
+    """list the methods, or the settings of one"""
+    parser = _parser("methods", _methods)
+    parser.add_argument("method", nargs="?", help="name of a method")
+    options = parser.parse_args(argv)
+    if options.method is None:
+        rows = [(m.name, m.facts["data"], m.title) for m in entries("methods").values()]
+        _print_table(("method", "data", "title"), rows)
+        return 0
+    method = entry("methods", options.method)
+    print(f"{method.title}\n\n{method.doc}\n")
+    rows = [(s.name, _shown(s.default), _range(s), s.help) for s in _settings_of(method.name)]
+    _print_table(("setting", "default", "range", "meaning"), rows)
+    return 0
+
+
+# --- merge, score, lens, export -----------------------------------------------------------------
+
+
+def _merge(argv: Sequence[str]) -> int:
+    """merge checkpoints, one live line per frame"""
+    parser = _parser("merge", _merge)
+    _add_recipe_options(parser, argv)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="also write the merged weights into this new folder")
+    parser.add_argument("--format", choices=("clip_model", "vision_model"), default="clip_model", help="what to write")
+    parser.add_argument("--runs", type=Path, metavar="DIR", help="run store (FWVIZ_RUNS or ~/.cache/fwviz/runs)")
+    options = parser.parse_args(argv)
+    recipe = _recipe(options)
+    from fwviz.runs.export import check_target, export_weights
+    from fwviz.runs.runner import Control, run
+    from fwviz.runs.store import RunStore
+
+    if options.out is not None:
+        check_target(options.out)  # before the work, not after it
+    control = Control()
+    writer = RunStore(options.runs).create(recipe)
+    print(recipe.cli_line())
+    frames = run(recipe, control=control, writer=writer)
+    previous = signal.signal(signal.SIGINT, lambda *_: control.stop(at_once=control.stopped))
+    try:
+        _print_frames(frames, recipe.tasks)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    trace = RunStore(options.runs).load(writer.id)
+    if trace.status == "failed":
+        raise FwvizError(trace.note)
+    _print_results(trace)
+    if options.out is not None:
+        print(f"weights: {export_weights(trace, -1, options.out, options.format)}")
+    return 0
+
+
+def _score(argv: Sequence[str]) -> int:
+    """what the Frank-Wolfe oracle says: score of each checkpoint for each task at the base"""
+    parser = _parser("score", _score)
+    _add_recipe_options(parser, argv, method="weight_average")
+    options = parser.parse_args(argv)
+    recipe = _recipe(options)
+    from fwviz.lenses.lmo import lmo
+    from fwviz.runs.assemble import assemble
+
+    table = lmo(assemble(recipe)).set_index(["checkpoint", "task"])
+    print("score = <gradient of the task's calibration loss at the base, checkpoint - base>; * = the oracle's choice")
+    rows = []
+    for name in recipe.checkpoints:
+        cells = [table.loc[(name, task)] for task in recipe.tasks]
+        rows.append((name, *(f"{'*' if cell.chosen else ''}{cell.score:.4g}" for cell in cells)))
+    _print_table(("checkpoint", *recipe.tasks), rows)
+    return 0
+
+
+def _lens(argv: Sequence[str]) -> int:
+    """run one analysis; a CSV on stdout, or a CSV or HTML file"""
+    name = argv[0] if argv and not argv[0].startswith("-") else None
+    parser = _parser("lens", _lens)
+    parser.add_argument("name", metavar="NAME", help=f"one of: {', '.join(entries('lenses'))}")
+    if name is None:
+        parser.parse_args(argv)  # prints the help or what is missing
+        return 2
+    lens = entry("lenses", name)
+    parser.description = f"{lens.title}: {lens.facts['question']}"
+    parameters = inspect.signature(lens.run).parameters
+    if "assembly" in parameters:
+        _add_recipe_options(parser, argv, method="weight_average")
+        parser.add_argument("--at", metavar="RUN", help="look from a frame of this run, not from the base")
+        parser.add_argument("--frame", type=int, default=-1, help="index of that frame, negative from the end (-1)")
+    else:
+        count = "+" if "traces" in parameters else None
+        parser.add_argument("run", metavar="RUN", nargs=count, help="id of a recorded run")
+    parser.add_argument("--runs", type=Path, metavar="DIR", help="run store (FWVIZ_RUNS or ~/.cache/fwviz/runs)")
+    options_of_lens = {n: p.default for n, p in parameters.items() if isinstance(p.default, bool | int | float | str)}
+    for option, default in options_of_lens.items():
+        parser.add_argument(_flag(option), dest=f"lens_{option}", default=default, help=f"({default})")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write a .csv, or a .html with a chart")
+    parser.add_argument("--chart", help=f"chart of the .html file, one of: {', '.join(entries('charts'))}")
+    options = parser.parse_args(argv)
+    chosen = {n: _parse_like(n, getattr(options, f"lens_{n}"), default) for n, default in options_of_lens.items()}
+    if options.out is not None and options.out.suffix not in (".csv", ".html"):
+        raise FwvizError(f"{options.out.name} ends neither in .csv nor in .html: name one of the two.")
+    chart = _chart_of(name, options.chart) if options.out is not None and options.out.suffix == ".html" else None
+    table = lens.run(**_lens_sources(tuple(parameters), options), **chosen)
+    if chart is not None:
+        entry("charts", chart).run(table).write_html(options.out, include_plotlyjs=True)
+    else:
+        table.to_csv(sys.stdout if options.out is None else options.out, index=False)
+    return 0
+
+
+def _export(argv: Sequence[str]) -> int:
+    """write the merged weights of a run, or of a recipe that is run first"""
+    parser = _parser("export", _export)
+    parser.add_argument("run", nargs="?", metavar="RUN", help="id of a recorded run")
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help="a recipe (YAML or JSON) to run instead")
+    parser.add_argument("--frame", type=int, default=-1, help="index of the frame, negative from the end (-1)")
+    parser.add_argument("--format", choices=("clip_model", "vision_model"), default="clip_model", help="(clip_model)")
+    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="a new or empty folder")
+    parser.add_argument("--runs", type=Path, metavar="DIR", help="run store (FWVIZ_RUNS or ~/.cache/fwviz/runs)")
+    options = parser.parse_args(argv)
+    if (options.run is None) == (options.recipe is None):
+        raise FwvizError("name either a recorded run or a --recipe file.")
+    from fwviz.runs.export import export_weights
+    from fwviz.runs.store import RunStore
+
+    source = RunStore(options.runs).load(options.run) if options.run else _read_recipe(options.recipe, {})
+    print(export_weights(source, options.frame, options.out, options.format))
+    return 0
+
+
+# --- train-pool, bench --------------------------------------------------------------------------
+
+
+def _train_pool(argv: Sequence[str]) -> int:
+    """rebuild the embedded pool from packages"""
+    from fwviz.training.train_pool import main as train
+
+    return train(list(argv))
+
+
+def _bench(argv: Sequence[str]) -> int:
+    """measure: kernels, memory or scaling"""
+    if not argv or argv[0] not in BENCHES:
+        print(f"usage: fwviz bench {{{','.join(BENCHES)}}} …", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"fwviz.bench.{argv[0]}")
+    code: int = module.main(list(argv[1:]))
+    return code
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "app": _app,
+    "pools": _pools,
+    "methods": _methods,
+    "merge": _merge,
+    "score": _score,
+    "lens": _lens,
+    "export": _export,
+    "train-pool": _train_pool,
+    "bench": _bench,
+}
+
+
+# --- recipes from the command line --------------------------------------------------------------
+
+
+def recipe_from_arguments(argv: Sequence[str]) -> Recipe:
+    """The recipe of the options of ``fwviz merge``; what :meth:`Recipe.cli_line` writes is read back."""
+    parser = _parser("merge", _merge)
+    _add_recipe_options(parser, argv)
+    return _recipe(parser.parse_args(argv))
+
+
+def _add_recipe_options(parser: argparse.ArgumentParser, argv: Sequence[str], method: str | None = None) -> None:
+    """Options of a recipe. Without a default ``method`` one must be named, and its settings become flags."""
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help="a recipe (YAML or JSON); other options go over it")
+    parser.add_argument("--pool", help="id or folder of a pool (the first embedded pool)")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="evaluation tasks, or all (the pool's default)")
+    parser.add_argument("--checkpoints", nargs="+", metavar="ID", help="checkpoints, or all (the pool's default)")
+    parser.add_argument("--seed", help="seed (0)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:<number> or mps (cpu)")
+    parser.add_argument("--dtype", help="type of the task vectors: float32, bfloat16 or float16 (float32)")
+    parser.add_argument("--storage", help="task vectors in memory or read from disk: resident or streamed (resident)")
+    parser.set_defaults(default_method=method, method=None, set=[], setting_flags=())
+    if method is not None:
+        return
+    parser.add_argument("--method", help=f"one of: {', '.join(entries('methods'))}")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the method")
+    chosen = _value_of("--method", argv)
+    if chosen in entries("methods"):
+        specs = _settings_of(chosen)
+        flags = parser.add_argument_group(f"settings of {chosen}")
+        for spec in specs:
+            text = f"{spec.help} [{_range(spec)}] ({_shown(spec.default)})".replace("%", "%%")
+            flags.add_argument(_flag(spec.name), dest=f"setting_{spec.name}", metavar="VALUE", help=text)
+        parser.set_defaults(setting_flags=tuple(spec.name for spec in specs))
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    values = {
+        name: getattr(options, name)
+        for name in ("pool", "method", "tasks", "checkpoints", "seed", "device", "dtype", "storage")
+        if getattr(options, name) is not None
+    }
+    settings: dict[str, Any] = {}
+    for item in options.set:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise FwvizError(f"--set {item!r} has no value: write --set name=value.")
+        settings[name] = value
+    for name in options.setting_flags:
+        value = getattr(options, f"setting_{name}")
+        if value is not None:
+            settings[name] = value
+    if options.recipe is not None:
+        return _read_recipe(options.recipe, values, settings)
+    values.setdefault("method", options.default_method)
+    if values["method"] is None:
+        raise FwvizError(f"name a --method: {', '.join(entries('methods'))}.")
+    return _complete({**values, "settings": settings})
+
+
+def _read_recipe(path: Path, values: dict[str, Any], settings: dict[str, Any] | None = None) -> Recipe:
+    """The recipe of a file with options over it."""
+    from fwviz.runs.recipe import plain_from_text
+
+    try:
+        if path.stat().st_size > MAX_RECIPE_FILE:
+            raise FwvizError(f"{path} is too large for a recipe.")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        raise FwvizError(f"the recipe {path} cannot be read ({reason}).") from None
+    plain = plain_from_text(text)
+    if "method" in values and values["method"] != plain.get("method"):
+        plain["settings"] = {}
+    plain |= values
+    if settings:
+        plain["settings"] = {**plain.get("settings", {}), **settings}
+    return _complete(plain)
+
+
+def _complete(values: dict[str, Any]) -> Recipe:
+    """A recipe with what was left open taken from the pool card."""
+    from fwviz.pools.open import open_pool, pool_ids
+    from fwviz.runs.recipe import Recipe
+
+    if "pool" not in values:
+        if not pool_ids():
+            raise FwvizError("no pool was found: name a pool folder with --pool.")
+        values = {**values, "pool": pool_ids()[0]}
+    card = open_pool(str(values["pool"])).card
+    for name, everything in (("tasks", card.tasks), ("checkpoints", card.checkpoints)):
+        if values.get(name) == ["all"]:
+            values = {**values, name: [item.id for item in everything]}
+    return Recipe.from_dict(values, card)
+
+
+def _value_of(flag: str, argv: Sequence[str]) -> str:
+    """The last value of one flag, without parsing the rest."""
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument(flag, dest="value", default="")
+    try:
+        return str(peek.parse_known_args(list(argv))[0].value)
+    except SystemExit:  # the flag has no value: the real parser says so
+        return ""
+
+
+# --- lenses -------------------------------------------------------------------------------------
+
+
+def _lens_sources(parameters: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
+    """What a lens looks at: an assembly (and weights to look from), a trace, or traces; with the card of the pool."""
+    from fwviz.pools.open import open_pool
+    from fwviz.runs.assemble import assemble
+    from fwviz.runs.export import merged_weights
+    from fwviz.runs.store import RunStore
+
+    store = RunStore(options.runs)
+    if "assembly" not in parameters:
+        traces = [store.load(run_id) for run_id in ([options.run] if "trace" in parameters else options.run)]
+        sources: dict[str, Any] = {"trace": traces[0]} if "trace" in parameters else {"traces": traces}
+        if "card" in parameters:
+            sources["card"] = open_pool(traces[0].recipe.pool).card
+        return sources
+    if options.at is None:
+        return {"assembly": assemble(_recipe(options))}
+    trace = store.load(options.at)
+    assembly = assemble(trace.recipe)
+    return {"assembly": assembly, "theta": merged_weights(trace, options.frame, assembly)}
+
+
+def _chart_of(lens: str, chosen: str | None) -> str:
+    """The chart of a lens: the one asked for, of the same name, or the only one whose name starts like it."""
+    if chosen is not None:
+        return entry("charts", chosen).name
+    if lens in entries("charts"):
+        return lens
+    alike = [name for name in entries("charts") if name.startswith(f"{lens}_") and name not in entries("lenses")]
+    if len(alike) != 1:
+        raise FwvizError(f"name the --chart to draw: {', '.join(alike or entries('charts'))}.")
+    return alike[0]
+
+
+def _parse_like(name: str, value: Any, default: Any) -> Any:
+    """A flag's text as the type of its default."""
+    if isinstance(default, str) or not isinstance(value, str):
+        return value
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[value.lower()]
+        return type(default)(value)
+    except (KeyError, ValueError):
+        kind = "true or false" if isinstance(default, bool) else "a number"
+        raise FwvizError(f"{_flag(name)} is {value!r}, but must be {kind}.") from None
+
+
+# --- output -------------------------------------------------------------------------------------
+
+
+def _print_frames(frames: Iterable[Frame], tasks: Sequence[str]) -> None:
+    shown = tasks if len(tasks) <= 8 else ()
+    print(_line("t", "loss", "gap", "step", "seconds", "mean", shown, ""))
+    for frame in frames:
+        if frame.status != "running":
+            print(f"{frame.status} after {frame.seconds:.1f} s" + (f": {frame.note}" if frame.note else ""), flush=True)
+            continue
+        chosen = " ".join(dict.fromkeys(name for group in frame.vertices for name in group)) if frame.inner == 0 else ""
+        number = f"{frame.t}.{frame.inner}" if frame.inner else f"{frame.t}"
+        accuracies = [_percent(frame.accuracy.get(task)) for task in shown]
+        facts = [_short(frame.loss), _short(frame.gap), _short(frame.step_size), f"{frame.seconds:.1f}"]
+        print(_line(number, *facts, _percent(frame.mean_accuracy), accuracies, chosen[:60]), flush=True)
+
+
+def _line(t: str, loss: str, gap: str, step: str, seconds: str, mean: str, tasks: Iterable[str], chosen: str) -> str:
+    cells = "".join(f"{task[:11]:>12}" for task in tasks)
+    return f"{t:>7}{loss:>10}{gap:>10}{step:>9}{seconds:>9}{mean:>8}{cells}  {chosen}".rstrip()
+
+
+def _print_results(trace: Trace) -> None:
+    table = trace.results("test")
+    rows = [(r.task, _percent(r.base), _percent(r.individual), _percent(r.merged)) for r in table.itertuples()]
+    means = [_percent(table[name].mean()) for name in ("base", "individual", "merged")]
+    print("\ntest accuracy in %")
+    _print_table(("task", "base", "individual", "merged"), [*rows, ("mean", *means)])
+    cost = trace.cost
+    print(
+        f"{cost.seconds:.1f} s, of these {cost.evaluation_seconds:.1f} s judging; {cost.bytes_read / 1e6:.1f} MB of "
+        f"checkpoints read; peak memory +{cost.peak_memory_bytes / 1e6:.0f} MB; run {trace.id}"
+    )
+
+
+def _print_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Columns as wide as they need, but the last, which is text."""
+    cells = [[str(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(len(row[j]) for row in cells) for j in range(len(head))]
+    for row in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None or value != value else f"{100 * value:.1f}"
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _settings_of(method: str) -> tuple[SettingSpec, ...]:
+    cls = entry("methods", method).settings
+    return describe_settings(cls) if cls else ()
+
+
+def _range(spec: SettingSpec) -> str:
+    if spec.choices:
+        return "|".join(spec.choices)
+    if spec.kind is bool:
+        return "true|false"
+    low, high = ("" if bound is None else f"{bound:g}" for bound in (spec.low, spec.high))
+    return f"{low}..{high}"
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _parser(name: str, command: Callable[..., Any]) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"fwviz {name}", description=command.__doc__, allow_abbrev=False)
+
+
+def _overview() -> str:
+    lines = [f"  {name:<11} {command.__doc__}" for name, command in COMMANDS.items()]
+    head = "usage: fwviz COMMAND …\n\nSee model merging as it happens: Frank-Wolfe merging, live in the browser.\n"
+    return "\n".join([head, *lines, "", textwrap.dedent("fwviz COMMAND --help tells the options of a command.")])

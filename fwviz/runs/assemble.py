@@ -1,0 +1,114 @@
+"""From a recipe to the objects a run works on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import torch
+
+from fwviz.pools.open import Pool, open_pool
+from fwviz.registry import entry
+from fwviz.runs.cost import device_name, versions
+from fwviz.runs.recipe import Recipe
+from fwviz.runs.trace import Trace, group_names
+from fwviz.tasks.data import load_split
+from fwviz.tasks.evaluators import Evaluator
+from fwviz.tasks.objectives import CalibrationObjective
+from fwviz.types import FwvizError, PoolCard, Problem, Split
+
+REFERENCE_ROWS = ("base", "individual")
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A recipe with everything it names opened: what a run, a lens or an export works on.
+
+    ``problem`` is all a merge method receives; ``evaluator`` judges and never reaches a method.
+    """
+
+    recipe: Recipe
+    pool: Pool
+    problem: Problem
+    evaluator: Evaluator
+
+
+def assemble(recipe: Recipe, *, check: Callable[[], None] | None = None) -> Assembly:
+    """Open the pool of a recipe and build its problem and evaluator, each its own (nothing mutable is shared).
+
+    ``check`` is called a few times a second inside losses and gradients; what it raises ends them. Raises FwvizError
+    for an unknown pool, checkpoint or task, an absent device or a checkpoint that does not fit.
+    """
+    device = require_device(recipe.device)
+    pool = open_pool(recipe.pool)
+    recipe.check(pool.card)
+    vectors = pool.task_vectors(recipe.checkpoints, recipe.storage, getattr(torch, recipe.dtype), device)
+    cards = {task: pool.card.task(task) for task in recipe.tasks}
+    heads = pool.heads(recipe.tasks)
+    backbone = pool.backbone(device)
+    objective = CalibrationObjective(
+        backbone,
+        {task: load_split(pool.card, card, "calibration") for task, card in cards.items()},
+        heads,
+        # As in the papers, methods without labels see the test inputs; decoded only for those that ask.
+        unlabelled={task: load_split(pool.card, card, "test").images for task, card in cards.items()}
+        if _wants_inputs(recipe)
+        else None,
+    )
+    if check is not None:
+        objective.check = check
+    return Assembly(
+        recipe=recipe,
+        pool=pool,
+        problem=Problem(vectors, objective, recipe.seed),
+        evaluator=Evaluator(backbone, pool.card, recipe.tasks, heads),
+    )
+
+
+def _wants_inputs(recipe: Recipe) -> bool:
+    return entry("methods", recipe.method).facts["data"] == "inputs" or recipe.settings.get("loss") == "entropy"
+
+
+def pool_fingerprint(card: PoolCard) -> str:
+    """16 hex digits over the hashes of base, checkpoints and data: equal for pools that hold the same bytes."""
+    digest = hashlib.sha256()
+    parts = [str(card.base.get("sha256", "")), *(f"{c.id}:{c.sha256}" for c in card.checkpoints)]
+    parts += [f"{t.id}:{split}:{t.splits[split].sha256}" for t in card.tasks for split in sorted(t.splits)]
+    digest.update("\n".join(parts).encode())
+    return digest.hexdigest()[:16]
+
+
+def describe(assembly: Assembly) -> Trace:
+    """The trace of a run that has not begun: names of groups, reference rows of the pool card, machine and versions."""
+    card = assembly.pool.card
+    names, sizes = group_names(assembly.problem.vectors.layout)
+    reference: dict[str, dict[Split, dict[str, float]]] = {row: {} for row in REFERENCE_ROWS}
+    for row in REFERENCE_ROWS:
+        for split in ("validation", "test"):
+            known = {task: card.task(task).accuracy.get(row, {}) for task in assembly.recipe.tasks}
+            reference[row][split] = {task: values[split] for task, values in known.items() if split in values}
+    return Trace(
+        id="",
+        recipe=assembly.recipe,
+        pool_title=card.title,
+        pool_fingerprint=pool_fingerprint(card),
+        groups=names,
+        group_sizes=sizes,
+        reference=reference,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        device=device_name(torch.device(assembly.recipe.device)),
+        versions=versions(),
+    )
+
+
+def require_device(name: str) -> torch.device:
+    """The torch device of a recipe, FwvizError if this machine lacks it."""
+    device = torch.device(name)
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[device.type]
+    if device.type == "cuda" and present:
+        present = (device.index or 0) < torch.cuda.device_count()
+    if not present:
+        raise FwvizError(f"this machine has no device {name!r}: set device to cpu.")
+    return device
