@@ -1,0 +1,133 @@
+"""The heat-map shared by the charts that show score per checkpoint over layers or over iterations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fwviz.charts import _style as style
+
+ROW = 20
+# Ticks stand a hair beside their category: on it, the hover text would show the short label instead of the id.
+OFF = 0.02
+
+
+def columns(rows: pd.DataFrame, names: Sequence[str], column: str, value: str) -> np.ndarray:
+    """values[row, column]: one row per checkpoint in the order of ``names``, NaN where nothing was measured."""
+    table = rows.pivot_table(
+        index="checkpoint", columns=column, values=value, aggfunc="first", sort=False, dropna=False
+    )
+    return table.reindex(index=list(names)).sort_index(axis=1).to_numpy(dtype=float)
+
+
+def heat(
+    values: np.ndarray,
+    x: Any,
+    theme: style.Theme,
+    *,
+    top: float,
+    names: Sequence[str],
+    hover: str,
+    select: str,
+) -> dict[str, Any]:
+    """A diverging heat-map around 0; colours saturate at ±``top``. Rows are categories named by their ids.
+
+    So the hover text can name them without a text per cell, which would be 200 KB for 20 checkpoints × 200 tensors.
+    """
+    colours = style.palette(theme)
+    return {
+        "type": "heatmap",
+        "name": "score",
+        "z": style.f4(values),
+        "x": x,
+        "y": [style.safe(name) for name in names],
+        "zmin": -top,
+        "zmax": top,
+        "zmid": 0,
+        "colorscale": [list(stop) for stop in zip(style.DIVERGING_STOPS, colours.diverging, strict=True)],
+        "xgap": 1 if values.shape[1] <= 60 else 0,
+        "ygap": 1,
+        "hoverongaps": False,
+        "hovertemplate": hover,
+        "meta": {"select": select},
+        "showscale": False,
+    }
+
+
+def key(top: float, unit: str, theme: style.Theme, narrow: bool) -> dict[str, Any]:
+    """The colour scale in one line of text above the map; plotly's own bar would push the margins about."""
+    blocks = "".join(style.coloured("■", colour) for colour in style.palette(theme).diverging)
+    low, high = style.number(-top), style.number(top)
+    return style.note(f"wanted {low} {blocks} {high}{'' if narrow else unit}", theme, yshift=5)
+
+
+def diamonds(x: Any, ids: Sequence[str], theme: style.Theme, size: float, hover: Sequence[str]) -> dict[str, Any]:
+    """Chosen cells."""
+    colours = style.palette(theme)
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "chosen vertex",
+        "x": x,
+        "y": [style.safe(name) for name in ids],
+        "marker": {
+            "symbol": "diamond",
+            "size": size,
+            "opacity": 1,
+            "color": colours.ink,
+            "line": {"width": 1 if size < 7 else 1.5, "color": colours.surface},
+        },
+        "customdata": list(ids),
+        "hovertext": list(hover),
+        "hovertemplate": "%{hovertext}<extra></extra>",
+        "meta": {"select": "checkpoint"},
+    }
+
+
+def row_axis(labels: Sequence[str], theme: style.Theme) -> dict[str, Any]:
+    """Checkpoints from top to bottom."""
+    return style.axis(
+        theme,
+        type="category",
+        tickmode="array",
+        tickvals=[row + OFF for row in range(len(labels))],
+        ticktext=list(labels),
+        range=[len(labels) - 0.5, -0.5],
+        showgrid=False,
+        ticklabelstandoff=6,
+        fixedrange=True,
+        automargin="left",
+    )
+
+
+def counts(counted: Sequence[str], theme: style.Theme, head: str, narrow: bool) -> list[dict[str, Any]]:
+    """One short text per row at the right edge, under a heading."""
+    colours = style.palette(theme)
+    texts = [
+        style.note(
+            text,
+            theme,
+            x=1,
+            xanchor="left",
+            xshift=8,
+            yref="y",
+            y=row,
+            yanchor="middle",
+            yshift=0,
+            font={"size": style.SMALL, "color": colours.ink},
+        )
+        for row, text in enumerate(counted)
+        if text
+    ]
+    return [*texts, style.note("" if narrow else head, theme, x=1, xanchor="left", xshift=4, yshift=5)] if texts else []
+
+
+def span_of_labels(rows: pd.DataFrame, narrow: bool, theme: style.Theme) -> tuple[dict[str, str], list[str], int]:
+    """Checkpoint titles, their row labels and the left margin these need."""
+    names = style.titles(rows, "checkpoint")
+    colours = style.palette(theme)
+    labels = [style.coloured(style.short(t, 13 if narrow else 26), colours.muted) for t in names.values()]
+    return names, labels, style.text_width(labels) + 10

@@ -1,0 +1,198 @@
+"""Several runs side by side: accuracy per task, average and cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from fwviz.charts import _style as style
+from fwviz.registry import chart
+
+READING = (
+    "One row per run, the best on top. The large dot is its average accuracy, small dots are the tasks; the two "
+    "lines are the base and the tasks' own checkpoints. A short spread means no task was sacrificed."
+)
+ROW = 34
+
+
+@chart("Runs compared", question="Which method merges best, and at what cost?", reading=READING)
+def comparison(
+    data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool = False, normalised: bool = False
+) -> go.Figure:
+    """Dot plot: rows are runs sorted by average, x is accuracy, dots are tasks; seconds and memory stand at the right.
+
+    Args:
+        data: rows run × task of the lens ``comparison``: ``run``, ``task``, ``accuracy`` in [0, 1], optionally
+            ``label``, ``normalised`` (accuracy ÷ own checkpoint's), ``base``, ``individual``, ``seconds``,
+            ``peak_memory_bytes``, ``task_title``.
+        normalised: draw the normalised score of the paper instead of the accuracy.
+    """
+    value = "normalised" if normalised else "accuracy"
+    rows = style.take(data, ("run", "task", value), (value,))
+    if not len(rows):
+        return style.empty(
+            "Nothing to compare yet: choose two finished runs.", theme, reading=READING, revision="comparison"
+        )
+    rows = rows.assign(task=rows["task"].astype(str), run=rows["run"].astype(str), value=rows[value].astype(float))
+    names = style.titles(rows, "task")
+    colours, styles = style.palette(theme), style.task_styles(names, theme)
+    runs = rows.groupby("run", sort=False).agg(mean=("value", "mean"), tasks=("task", "nunique"))
+    for column, default in (("label", ""), ("seconds", np.nan), ("peak_memory_bytes", np.nan)):
+        runs[column] = rows.groupby("run", sort=False)[column].first() if column in rows else default
+    runs["label"] = [label if isinstance(label, str) and label else run for run, label in runs["label"].items()]
+    # Averages over different tasks are not comparable: complete runs first.
+    runs = runs.sort_values(["tasks", "mean"], ascending=False, kind="stable")
+    runs["row"] = np.arange(len(runs), dtype=np.int16)
+    rows["row"] = rows["run"].map(runs["row"])
+    low, high = rows.groupby("run")["value"].min(), rows.groupby("run")["value"].max()
+    span_x = [v for run in runs.index for v in (low[run], high[run], np.nan)]
+    span_y = [v for row in runs["row"] for v in (row, row, np.nan)]
+    titles = {run: style.safe(label) for run, label in runs["label"].items()}
+    unit = "of its own checkpoint" if normalised else "accuracy"
+    traces: list[dict[str, Any]] = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": "spread",
+            "x": style.f4(span_x),
+            "y": style.f4(span_y),
+            "line": {"color": colours.grid, "width": 7},
+            "hoverinfo": "skip",
+        }
+    ]
+    for task, title in names.items():
+        part = rows[rows["task"] == task]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": style.short(title, 24),
+                "x": style.f4(part["value"]),
+                "y": part["row"].to_numpy(np.int16),
+                "marker": {"size": 8, "color": styles[task].colour, "opacity": 0.9},
+                "customdata": part["run"].tolist(),
+                "hovertext": [
+                    f"{titles[r.run]}<br>on <b>{style.safe(title)}</b>: {style.percent(r.value)} {unit}."
+                    for r in part.itertuples()
+                ],
+                "hovertemplate": "%{hovertext}<extra></extra>",
+                "meta": {"select": "run", "task": task},
+            }
+        )
+    traces.append(
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": "average",
+            "x": style.f4(runs["mean"]),
+            "y": runs["row"].to_numpy(np.int16),
+            "marker": {"size": 15, "color": colours.ink, "line": {"width": 2, "color": colours.surface}},
+            "customdata": runs.index.tolist(),
+            "hovertext": [_sentence(titles[run], row, unit) for run, row in runs.iterrows()],
+            "hovertemplate": "%{hovertext}<extra></extra>",
+            "meta": {"select": "run"},
+        }
+    )
+    labels = [style.short(label, 38 if narrow else 34) for label in runs["label"]]
+    notes = [_result(row, theme, narrow) for _, row in runs.iterrows()]
+    if narrow:  # names stand above their rows, so that the rows keep their width
+        notes += [
+            style.note(
+                label,
+                theme,
+                yref="y",
+                y=i,
+                yanchor="bottom",
+                yshift=8,
+                font={"color": colours.ink, "size": style.SMALL},
+            )
+            for i, label in enumerate(labels)
+        ]
+    shapes, marks = [], []
+    for column, word, anchor in (
+        ("base", "base", "center"),
+        ("individual", "own checkpoints", "right" if narrow else "center"),
+    ):
+        if normalised or column not in rows:
+            continue
+        mark = float(pd.to_numeric(rows.drop_duplicates("task")[column], errors="coerce").mean(skipna=False))
+        if np.isfinite(mark):
+            line = {"color": colours.zero, "width": 1.25, "dash": "dot"}
+            shape = {
+                "type": "line",
+                "yref": "paper",
+                "x0": mark,
+                "x1": mark,
+                "y0": 0,
+                "y1": 1,
+                "line": line,
+                "layer": "below",
+            }
+            shapes.append(shape)
+            marks.append(mark)
+            text = f"{word} {style.percent(mark, 0)}"
+            notes.append(style.note(text, theme, xref="x", x=mark, xanchor=anchor, yshift=4))
+    reach = float(rows["value"].max())
+    lowest = min([float(rows["value"].min()), 1.0, *marks])
+    floor = max(0.0, np.floor(10 * lowest - 0.5) / 10)
+    left = 14 if narrow else style.text_width(labels, style.TEXT) + 14
+    most = 3 if narrow else 8
+    key = "  ".join(style.coloured(f"● {style.short(t, 12)}", styles[k].colour) for k, t in list(names.items())[:most])
+    notes.append(style.note(key + "  …" * (len(names) > most), theme, y=0, yanchor="top", yshift=-24))
+    row_height = 50 if narrow else ROW
+    base = style.layout(
+        theme,
+        row_height * len(runs) + 30 + 46,
+        summary=_summary(runs, unit),
+        reading=READING,
+        revision=f"comparison {value}",
+        margin=(left, 62 if narrow else 170, 30, 46),
+        narrow=True,
+    )
+    changes = {
+        "xaxis": style.axis(
+            theme, range=[floor, max(1.015, reach + 0.03)], tickformat=".0%", nticks=5 if narrow else 9, fixedrange=True
+        ),
+        "yaxis": style.axis(
+            theme,
+            tickmode="array",
+            tickvals=runs["row"].tolist(),
+            ticktext=labels,
+            showticklabels=not narrow,
+            range=[len(runs) - 0.5, -0.5 - 0.25 * narrow],
+            showgrid=False,
+            ticklabelstandoff=8,
+            tickfont={"size": style.TEXT, "color": colours.ink},
+            fixedrange=True,
+            automargin="left",
+        ),
+        "shapes": shapes,
+        "annotations": notes,
+    }
+    return style.figure(traces, base | changes)
+
+
+def _result(row: pd.Series, theme: style.Theme, narrow: bool) -> dict[str, Any]:
+    """The average, and beside it what it cost."""
+    colours = style.palette(theme)
+    text = style.coloured(style.percent(float(row["mean"])), colours.ink, bold=True)
+    if np.isfinite(row["seconds"]) and not narrow:
+        text += f"   {style.duration(float(row['seconds']))}"
+        if np.isfinite(row["peak_memory_bytes"]) and row["peak_memory_bytes"] > 0:
+            text += f" {style.DOT} {row['peak_memory_bytes'] / 2**20:.0f} MiB"
+    return style.note(
+        text, theme, x=1, xanchor="left", xshift=10, yref="y", y=int(row["row"]), yanchor="middle", yshift=0
+    )
+
+
+def _sentence(title: str, row: pd.Series, unit: str) -> str:
+    cost = f"<br>It took {style.duration(float(row['seconds']))}." if np.isfinite(row["seconds"]) else ""
+    return f"<b>{title}</b><br>{style.percent(row['mean'])} {unit} on average over {row['tasks']} tasks.{cost}"
+
+
+def _summary(runs: pd.DataFrame, unit: str) -> str:
+    ranked = [f"{row['label']} {style.percent(row['mean'])}" for _, row in runs.head(8).iterrows()]
+    return f"{len(runs)} runs by average ({unit}): {', '.join(ranked)}."

@@ -1,0 +1,160 @@
+"""Which checkpoint does each layer want? The table behind the layer-wise oracle."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from fwviz.charts import _matrix as matrix
+from fwviz.charts import _style as style
+from fwviz.registry import chart
+
+READING = (
+    "Blue: moving this layer to that checkpoint promises a lower loss; orange: a higher one. Diamond: the "
+    "checkpoint the layer-wise oracle picks for the layer."
+)
+TOP = 26  # px above the map, for the colour key
+
+
+@chart("Relevance layer by layer", question="Does every layer want the same checkpoint?", reading=READING)
+def lmo_layers(
+    data: pd.DataFrame,
+    *,
+    theme: style.Theme = "light",
+    narrow: bool = False,
+    scale: Literal["shared", "layer"] = "shared",
+) -> go.Figure:
+    """Heat-map of ⟨∇_g ℓ(θ), θ_i,g − θ_g⟩: layers or tensors from input to output, one row per checkpoint.
+
+    Args:
+        data: rows group × checkpoint of the lens ``lmo_layers``: ``group``, ``checkpoint``, ``score`` (nats for a full
+            step of that group alone), optionally ``group_index``, ``layer``, ``chosen``, ``checkpoint_title``.
+        scale: one colour scale for all layers, or each layer by its own largest score, which shows its choice even
+            where its gradient is small.
+    """
+    rows = style.take(data, ("group", "checkpoint", "score"), ("score",))
+    if not len(rows):
+        return style.empty("No layer-wise scores yet.", theme, reading=READING, revision="lmo_layers")
+    groups = list(dict.fromkeys(rows["group"].astype(str)))
+    place = {group: i for i, group in enumerate(groups)}
+    rows = rows.assign(
+        checkpoint=rows["checkpoint"].astype(str),
+        column=rows["group"].astype(str).map(place),
+        chosen=style.flag(rows, "chosen"),
+    )
+    names, labels, left = matrix.span_of_labels(rows, narrow, theme)
+    values = matrix.columns(rows, list(names), "column", "score")
+    drawn = values
+    if scale == "layer":
+        drawn = values / np.array([style.limit(values[:, j]) for j in range(values.shape[1])])
+    # A few extreme cells must not turn the rest grey: saturate at the 99th percentile of many cells.
+    top = style.limit(drawn, 0.99 if drawn.size > 200 else 1.0)
+    unit = " nats" if scale == "shared" else " of the layer's largest"
+    hover = (
+        "Moving only <b>%{x}</b> all the way to <b>%{y}</b><br>promises a loss change of "
+        f"%{{z:+.3g}}{unit}.<extra></extra>"
+    )
+    traces: list[dict[str, Any]] = [
+        matrix.heat(
+            drawn,
+            [style.safe(group) for group in groups],
+            theme,
+            top=top,
+            names=list(names),
+            hover=hover,
+            select="checkpoint",
+        )
+    ]
+    picked = rows[rows["chosen"]]
+    if len(picked):
+        cell = (250 if narrow else 1000) / len(groups)
+        traces.append(
+            matrix.diamonds(
+                [style.safe(group) for group in picked["group"]],
+                picked["checkpoint"],
+                theme,
+                float(np.clip(cell * 0.6, 3.5, 9)),
+                [
+                    f"<b>{style.safe(r.group)}</b> picks <b>{style.safe(names[r.checkpoint])}</b>:<br>"
+                    f"a promised loss change of {style.number(r.score)} nats."
+                    for r in picked.itertuples()
+                ],
+            )
+        )
+    tally = picked["checkpoint"].value_counts()
+    counted = [f"{tally[name]}×" if name in tally else "" for name in names]
+    base = style.layout(
+        theme,
+        matrix.ROW * len(names) + TOP + 40,
+        summary=_summary(tally, names, len(groups)),
+        reading=READING,
+        revision=f"lmo_layers {len(groups)}",
+        margin=(left, 50 if any(counted) else 12, TOP, 40),
+        narrow=narrow,
+    )
+    changes = {
+        "xaxis": style.axis(
+            theme,
+            type="category",
+            **_depth_ticks(rows, groups, narrow),
+            showgrid=False,
+            range=[-0.5, len(groups) - 0.5],
+        ),
+        "yaxis": matrix.row_axis(labels, theme),
+        "annotations": [
+            matrix.key(top, " nats" if scale == "shared" else "", theme, narrow),
+            *matrix.counts(counted, theme, "picked", narrow),
+            style.note("input → output", theme, y=0, yanchor="top", yshift=-22),
+        ],
+        "shapes": _separators(rows, groups, theme),
+    }
+    return style.figure(traces, base | changes)
+
+
+def _layers(rows: pd.DataFrame, groups: list[str]) -> list[str]:
+    """The layer each group belongs to; the group itself where the table does not say."""
+    if "layer" not in rows:
+        return groups
+    found = dict(zip(rows["group"].astype(str), rows["layer"].astype(str), strict=True))
+    return [found[group] for group in groups]
+
+
+def _depth_ticks(rows: pd.DataFrame, groups: list[str], narrow: bool) -> dict[str, Any]:
+    """One tick per layer, at its middle, thinned to what fits: numbers alone for blocks."""
+    layers = _layers(rows, groups)
+    spans: dict[str, list[int]] = {}
+    for i, layer in enumerate(layers):
+        spans.setdefault(layer, []).append(i)
+    fits = 8 if narrow else 24
+    step = -(-len(spans) // fits)
+    kept = list(spans.items())[::step]
+    crowded = len(kept) > (5 if narrow else 12)
+    texts = [
+        style.short(name.removeprefix("block.") if crowded else name.replace("block.", "block "), 8 if narrow else 16)
+        for name, _ in kept
+    ]
+    return {
+        "tickmode": "array",
+        "tickvals": [float(np.mean(at)) + matrix.OFF for _, at in kept],
+        "ticktext": texts,
+        "tickangle": 0,
+    }
+
+
+def _separators(rows: pd.DataFrame, groups: list[str], theme: style.Theme) -> list[dict[str, Any]]:
+    layers = _layers(rows, groups)
+    edges = [i - 0.5 for i in range(1, len(layers)) if layers[i] != layers[i - 1]]
+    if len(edges) + 1 >= len(groups):  # every column is a layer of its own
+        return []
+    line = {"color": style.palette(theme).surface, "width": 2}
+    return [{"type": "line", "yref": "paper", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": line} for x in edges]
+
+
+def _summary(tally: pd.Series, names: dict[str, str], count: int) -> str:
+    if not len(tally):
+        return f"Scores of {len(names)} checkpoints over {count} layers."
+    parts = [f"{names[name]} in {times}" for name, times in tally.items()]
+    return f"Of {count} layers the oracle picks {style.listed(parts, 5)}."

@@ -1,0 +1,56 @@
+"""The final scores of a run, task by task, beside the rows to beat."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import pandas as pd
+
+from fwviz.lenses import _names as names
+from fwviz.registry import lens
+from fwviz.runs.trace import Trace
+from fwviz.types import PoolCard, Split
+
+
+@lens("Final accuracy", question="How good is the merged model, task by task?")
+def results(
+    trace: Trace,
+    card: PoolCard | None = None,
+    average: Mapping[str, float] | None = None,
+    *,
+    split: Split = "test",
+) -> pd.DataFrame:
+    """Full scores of the finished merge per task, with base, individual and (if given) average-merge accuracy.
+
+    Args:
+        trace: a recorded run; one that never finished has only reference rows.
+        average: task → accuracy of the plain average of all checkpoints on the same split.
+
+    Returns one row per series × task: ``series`` ("merged", "base", "individual", "average"), ``task``, ``task_title``,
+    ``accuracy`` in [0, 1], ``loss`` (nats, merged only), ``count`` (samples, merged only), ``normalised`` (accuracy ÷
+    the task's own checkpoint's), ``split``.
+    """
+    titles = names.task_titles(trace.tasks, card)
+    own = trace.reference.get("individual", {}).get(split, {})
+    merged = trace.final.get(split, {})
+    series = {"merged": {task: score.accuracy for task, score in merged.items()}}
+    series |= {row: splits.get(split, {}) for row, splits in trace.reference.items()}
+    series["average"] = dict(average or {})
+    rows = [
+        {
+            "series": name,
+            "task": task,
+            "task_title": titles[task],
+            "accuracy": values[task],
+            "loss": merged[task].loss if name == "merged" else math.nan,
+            "count": merged[task].count if name == "merged" else math.nan,
+            "normalised": values[task] / own[task] if own.get(task) else math.nan,
+            "split": split,
+        }
+        for name, values in series.items()
+        for task in trace.tasks
+        if task in values
+    ]
+    columns = ["series", "task", "task_title", "accuracy", "loss", "count", "normalised", "split"]
+    return pd.DataFrame(rows, columns=columns)

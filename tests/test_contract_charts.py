@@ -1,0 +1,289 @@
+"""Every chart on odd inputs: nothing, one row, 20 × 200, NaN, infinity, long, foreign and hostile names, both themes."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import astuple
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+
+from fwviz import registry
+from fwviz.charts._style import PALETTES, THEMES
+from fwviz.types import FwvizError
+
+Names = tuple[list[str], list[str], list[str]]  # tasks, checkpoints, groups
+
+PLAIN: Names = (
+    [f"task_{k}" for k in range(4)],
+    [f"task_{i}" for i in range(4)] + [f"other_{i}" for i in range(4)],
+    ["stem", "block.0", "block.1", "head"],
+)
+LARGE: Names = (
+    [f"task_{k}" for k in range(16)],
+    [f"task_{i}" for i in range(20)],
+    [f"vision_model.encoder.layers.{j // 16}.mlp.{j}" for j in range(200)],
+)
+ODD: Names = (
+    ["<img src=x onerror=alert(1)>", "字" * 40, "%{x} %{meta.y}", "a" * 300],
+    ["<b>bold", "Кириллица " * 9, "%{y}", "a" * 300, "name\nwith lines", "&amp;", "‮rtl", "0"],
+    ["<script>", "%{z}", "1", "2"],
+)
+
+
+def lmo(names: Names) -> pd.DataFrame:
+    r = np.random.default_rng(0)
+    tasks, checkpoints, _ = names
+    rows = [
+        {"task": t, "checkpoint": c, "score": r.normal() - 3 * (i == k), "cosine": r.normal(), "own": i == k}
+        for k, t in enumerate(tasks)
+        for i, c in enumerate(checkpoints)
+    ]
+    table = pd.DataFrame(rows)
+    return table.assign(chosen=table["score"] == table.groupby("task")["score"].transform("min"))
+
+
+def lmo_layers(names: Names) -> pd.DataFrame:
+    r = np.random.default_rng(1)
+    rows = [
+        {"group": g, "layer": g if len(names[2]) < 9 else f"block.{j // 16}", "checkpoint": c, "score": r.normal()}
+        for j, g in enumerate(names[2])
+        for c in names[1]
+    ]
+    table = pd.DataFrame(rows)
+    return table.assign(chosen=table["score"] == table.groupby("group")["score"].transform("min"))
+
+
+def lmo_history(names: Names) -> pd.DataFrame:
+    r = np.random.default_rng(2)
+    rows = [
+        {"t": t, "scope": s, "checkpoint": c, "score": r.normal(), "chosen": i == t % 3, "share": 0.5}
+        for t in range(1, 16)
+        for s in ("joint", *names[0])
+        for i, c in enumerate(names[1])
+    ]
+    return pd.DataFrame(rows)
+
+
+def gap(names: Names) -> pd.DataFrame:
+    t = np.arange(16)
+    table = pd.DataFrame({"t": t, "gap": np.exp(-t / 5), "loss": 1 + np.exp(-t / 4), "step_size": 2 / (t + 2)})
+    return table.assign(vertices=names[1][1], in_hull=True)
+
+
+def promise(names: Names) -> pd.DataFrame:
+    gammas = np.linspace(0, 1, 11)
+    rows = [
+        {"task": t, "gamma": g, "promised": -g * (k + 1), "measured": -g * (k + 1) + 2 * g * g}
+        for k, t in enumerate(("joint", *names[0]))
+        for g in gammas
+    ]
+    return pd.DataFrame(rows)
+
+
+def accuracy(names: Names) -> pd.DataFrame:
+    r = np.random.default_rng(3)
+    rows: list[dict[str, Any]] = [
+        {
+            "series": "run",
+            "x": x / 10,
+            "seconds": x / 5,
+            "completed": x % 10 == 0,
+            "task": t,
+            "accuracy": r.uniform(0.3, 0.9),
+        }
+        for x in range(151)
+        for t in names[0]
+    ]
+    for series, value in (("base", 0.3), ("individual", 0.95), ("average", 0.5)):
+        rows += [{"series": series, "task": t, "accuracy": value} for t in names[0]]
+    return pd.DataFrame(rows).assign(steps=15.0)
+
+
+def results(names: Names) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"series": s, "task": t, "accuracy": a - 0.01 * k}
+            for s, a in (("merged", 0.8), ("base", 0.4), ("individual", 0.95), ("average", 0.5))
+            for k, t in enumerate(names[0])
+        ]
+    )
+
+
+def comparison(names: Names) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "run": f"run{i}",
+                "label": c,
+                "task": t,
+                "accuracy": 0.9 - 0.03 * i + 0.01 * k,
+                "normalised": 0.95 - 0.03 * i,
+                "base": 0.3,
+                "individual": 0.95,
+                "seconds": 10.0 * i,
+                "peak_memory_bytes": 2**27,
+            }
+            for i, c in enumerate(names[1])
+            for k, t in enumerate(names[0])
+        ]
+    )
+
+
+def coefficients(names: Names) -> pd.DataFrame:
+    r = np.random.default_rng(4)
+    rows = [
+        {
+            "group": g,
+            "group_size": 10 + j,
+            "checkpoint": c,
+            "task": c if c in names[0] else None,
+            "coefficient": r.uniform(),
+        }
+        for j, g in enumerate(names[2])
+        for c in names[1]
+    ]
+    return pd.DataFrame(rows).astype({"task": pd.CategoricalDtype(names[0])})
+
+
+# Every chart, a table for it, and the columns whose numbers it draws.
+FEEDS: dict[str, tuple[Callable[[Names], pd.DataFrame], tuple[str, ...]]] = {
+    "lmo_bars": (lmo, ("score",)),
+    "lmo_layers": (lmo_layers, ("score",)),
+    "lmo_history": (lmo_history, ("score",)),
+    "gap_curve": (gap, ("gap", "loss")),
+    "promise_reality": (promise, ("promised", "measured")),
+    "accuracy_live": (accuracy, ("accuracy",)),
+    "accuracy_bars": (results, ("accuracy",)),
+    "comparison": (comparison, ("accuracy",)),
+    "coefficients_bars": (coefficients, ("coefficient",)),
+}
+CHARTS = sorted(registry.entries("charts"))
+
+
+def some_nan(table: pd.DataFrame, columns: tuple[str, ...], value: float = math.nan) -> pd.DataFrame:
+    spoilt = table.copy()
+    for column in columns:
+        spoilt.loc[spoilt.index[::3], column] = value
+    return spoilt
+
+
+INPUTS: dict[str, Callable[[Callable[[Names], pd.DataFrame], tuple[str, ...]], pd.DataFrame]] = {
+    "nothing": lambda make, columns: pd.DataFrame(),
+    "no rows": lambda make, columns: make(PLAIN).iloc[:0],
+    "one row": lambda make, columns: make(PLAIN).iloc[:1],
+    "usual": lambda make, columns: make(PLAIN),
+    "large": lambda make, columns: make(LARGE),
+    "odd names": lambda make, columns: make(ODD),
+    "some NaN": lambda make, columns: some_nan(make(PLAIN), columns),
+    "some infinite": lambda make, columns: some_nan(make(PLAIN), columns, -math.inf),
+    "all NaN": lambda make, columns: make(PLAIN).assign(**dict.fromkeys(columns, math.nan)),
+    "all zero": lambda make, columns: make(PLAIN).assign(**dict.fromkeys(columns, 0.0)),
+    "tiny": lambda make, columns: make(PLAIN).assign(**{c: make(PLAIN)[c] * 1e-9 for c in columns}),
+    "twice": lambda make, columns: pd.concat([make(PLAIN), make(PLAIN)]),
+    "shuffled index": lambda make, columns: make(PLAIN).set_index(np.arange(len(make(PLAIN)))[::-1] * 7),
+}
+
+
+def test_every_chart_is_fed() -> None:
+    assert set(FEEDS) == set(CHARTS), "give the new chart a table in FEEDS"
+
+
+@pytest.mark.parametrize("name", CHARTS)
+@pytest.mark.parametrize("kind", INPUTS)
+def test_chart_draws_odd_inputs(name: str, kind: str) -> None:
+    make, columns = FEEDS[name]
+    entry = registry.entry("charts", name)
+    data = INPUTS[kind](make, columns)
+    before = data.copy(deep=True)
+    every = [(theme, narrow) for theme in THEMES for narrow in (False, True)]
+    for theme, narrow in every if kind in ("usual", "odd names") else every[::3]:
+        figure = entry.run(data, theme=theme, narrow=narrow)
+        pd.testing.assert_frame_equal(data, before)  # charts never write to their table
+        check(figure, entry.facts["reading"], kind)
+
+
+def check(figure: go.Figure, reading: str, kind: str) -> None:
+    text = figure.to_json()
+    drawn = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} in the figure's JSON"))
+    shape = drawn["layout"]
+    assert shape["paper_bgcolor"] == shape["plot_bgcolor"] == "rgba(0,0,0,0)"
+    assert "title" not in shape
+    assert "template" not in shape or not shape["template"]
+    assert isinstance(shape["height"], int)
+    assert 60 <= shape["height"] <= 1600
+    assert shape["meta"]["reading"] == reading
+    summary = shape["meta"]["summary"]
+    assert summary
+    assert summary[-1] == "."
+    words = json.dumps([shape["meta"], shape.get("annotations", []), [t.get("hovertext") for t in drawn["data"]]])
+    assert not re.search(r"\b(nan|inf|None)\b", words), words
+    # Without numbers there is a sentence instead of an empty plot.
+    if kind in ("nothing", "no rows", "all NaN"):
+        assert not drawn["data"]
+        assert shape["annotations"][0]["text"]
+    else:
+        assert drawn["data"]
+    if kind == "odd names":
+        assert "<img" not in text.replace(json.dumps(summary), "")
+        assert "<script" not in text.replace(json.dumps(summary), "")
+        assert all("%{x} " not in str(trace.get("name")) for trace in drawn["data"])
+    for trace in drawn["data"]:
+        for axis in ("x", "y", "z"):
+            assert not isinstance(trace.get(axis), list) or len(trace[axis]) < 5 or isinstance(trace[axis][0], str), (
+                "numbers go as typed arrays"
+            )
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_dark_is_light_in_other_colours(name: str) -> None:
+    """The page switches themes in the browser by exchanging colours, so nothing else may differ."""
+
+    def flat(value: Any) -> list[str]:
+        return [value] if isinstance(value, str) else [colour for item in value for colour in flat(item)]
+
+    def start(colour: str) -> str:
+        return f"rgba({','.join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))},"
+
+    light, dark = (flat(astuple(PALETTES[theme])) for theme in ("light", "dark"))
+    assert len(set(light)) == len(light), "two roles share a colour in the light palette"
+    to_dark = dict(zip(light, dark, strict=True))
+    to_dark |= {start(a): start(b) for a, b in to_dark.items()}
+    make, _ = FEEDS[name]
+    run = registry.entry("charts", name).run
+    swapped = re.sub(r"#[0-9a-f]{6}|rgba\(\d+,\d+,\d+,", lambda m: to_dark.get(m[0], m[0]), run(make(PLAIN)).to_json())
+    assert swapped == run(make(PLAIN), theme="dark").to_json()
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_chart_keeps_its_zoom_while_data_arrive(name: str) -> None:
+    make, _ = FEEDS[name]
+    run = registry.entry("charts", name).run
+    table = make(PLAIN)
+    half = run(table.iloc[: len(table) * 9 // 10]).layout.uirevision
+    assert half
+    assert half == run(table).layout.uirevision
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_chart_names_the_missing_column(name: str) -> None:
+    make, columns = FEEDS[name]
+    run = registry.entry("charts", name).run
+    with pytest.raises(FwvizError, match=columns[0]):
+        run(make(PLAIN).drop(columns=columns[0]))
+    with pytest.raises(FwvizError, match="theme"):
+        run(make(PLAIN), theme="sepia")
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_chart_stays_small(name: str) -> None:
+    make, _ = FEEDS[name]
+    run = registry.entry("charts", name).run
+    assert len(run(make(PLAIN)).to_json().encode()) < 32_000
+    assert len(run(make(LARGE)).to_json().encode()) < 150_000
