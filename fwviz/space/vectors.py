@@ -23,7 +23,7 @@ from fwviz.types import FwvizError, Groups, ParamLayout
 
 # Rows × columns of a block, in elements, on the CPU. Blocks this large keep Python's share of the time at a few per
 # cent and its lock free for other threads; larger ones fall out of the cache (measured by fwviz.bench.kernels).
-_ROWS, _COLUMNS = 4, 1 << 18
+_ROWS, _COLUMNS = 8, 1 << 17
 _CUDA_COLUMNS = 1 << 22
 
 # One range of a block that lies in one group: start, stop, group, row of the partial sums.
@@ -125,14 +125,15 @@ class _TaskVectors(ABC):
             start, stop = block[0][0], block[-1][1]
             slope = gradient[start:stop].float()
             for a, b, _, p in block:
-                slope_square[p] = torch.linalg.vector_norm(slope[a - start : b - start]).double().square()
+                slope_square[p] = torch.dot(slope[a - start : b - start], slope[a - start : b - start])
             for first, rows in _row_blocks(range(self.n)):
                 theta = self._load(rows, start, stop, scratch, weights=True)
                 columns = slice(first, first + len(rows))
                 for a, b, _, p in block:
                     part = theta[:, a - start : b - start]
                     dot[p, columns] = torch.mv(part, slope[a - start : b - start])
-                    square[p, columns] = torch.linalg.vector_norm(part, dim=1).double().square()
+                    for column, row in enumerate(part, first):
+                        square[p, column] = torch.dot(row, row)
 
         self._run(work, blocks)
         tensors = len(self.layout.names)
@@ -218,9 +219,7 @@ class _TaskVectors(ABC):
             blocks.append(block)
         return blocks, owner
 
-    def _run(
-        self, work: Callable[[Sequence[_Piece], _Scratch], None], blocks: Sequence[Sequence[_Piece]]
-    ) -> None:
+    def _run(self, work: Callable[[Sequence[_Piece], _Scratch], None], blocks: Sequence[Sequence[_Piece]]) -> None:
         """Do the work of every block, on as many threads as torch may use."""
         pending = iter(blocks)
 

@@ -1,0 +1,313 @@
+"""Peak memory of a Frank-Wolfe run over streamed checkpoints, for pools of growing size.
+
+FW-Merging claims memory that does not grow with the number of checkpoints; the code released with it loads them all.
+Every run has a process of its own. ``extra`` is the peak above what the process held when everything was set up: base,
+objective and open files. The objective is a quadratic per task with its minimum at a checkpoint, or (``--model``) the
+cross-entropy of a real CLIP ViT-B/32 tower with random weights on random pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from fwviz.bench.synthetic import SHIFT, random_base, random_move, vit_layout, write_pool
+from fwviz.space.files import CheckpointFile
+from fwviz.space.vectors import StreamedTaskVectors
+from fwviz.types import FwvizError, LossName, Objective, ParamLayout, Problem
+
+TASKS = ("a", "b")
+METHODS: dict[str, dict[str, Any]] = {
+    # Enough to pass every allocation: line search, inner updates, several iterations.
+    "fw_hard": {"max_steps": 2, "trials": 2, "init": "average"},
+    "fw_soft": {"max_steps": 2, "inner_updates": 2, "init": "average"},
+}
+_CHUNK = 1 << 20
+
+
+@dataclass
+class QuadraticObjective:
+    """ℓ_k(θ) = ½·‖θ − θ₀ − τ_k‖² for checkpoint k of the synthetic pool, in bounded chunks; ``move`` is τ₀."""
+
+    base: Tensor
+    move: Tensor
+    buffer: Tensor
+    tasks: tuple[str, ...] = TASKS
+
+    def losses(
+        self,
+        theta: Tensor,
+        *,
+        tasks: Sequence[str] | None = None,
+        loss: LossName = "cross_entropy",
+        batch_size: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Mean loss per task (K,)."""
+        return self._sweep(theta, tasks, None)
+
+    def gradient(
+        self,
+        theta: Tensor,
+        *,
+        tasks: Sequence[str] | None = None,
+        loss: LossName = "cross_entropy",
+        batch_size: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Losses and the gradient of their mean."""
+        return self._sweep(theta, tasks, self.buffer), self.buffer
+
+    def _sweep(self, theta: Tensor, tasks: Sequence[str] | None, gradient: Tensor | None) -> Tensor:
+        chosen = self.tasks if tasks is None else tuple(tasks)
+        total = torch.zeros(len(chosen), dtype=torch.float64)
+        for start in range(0, theta.numel(), _CHUNK):
+            stop = min(start + _CHUNK, theta.numel())
+            slope = torch.zeros(stop - start)
+            for k, task in enumerate(chosen):
+                rest = theta[start:stop] - self.base[start:stop] - self._target(task, start, stop)
+                total[k] += 0.5 * torch.dot(rest, rest)
+                slope.add_(rest, alpha=1 / len(chosen))
+            if gradient is not None:
+                gradient[start:stop] = slope
+        return total.float()
+
+    def _target(self, task: str, start: int, stop: int) -> Tensor:
+        """τ_k in [start, stop)."""
+        size = self.move.numel()
+        first = (start - self.tasks.index(task) * SHIFT) % size
+        part = self.move[first : first + stop - start]
+        return torch.cat([part, self.move[: stop - start - part.numel()]])
+
+
+class ClipObjective:
+    """Cross-entropy of a randomly initialised CLIP ViT-B/32 tower, bound to the layout, on random pixels and labels."""
+
+    tasks: tuple[str, ...] = TASKS
+
+    def __init__(self, layout: ParamLayout, samples: int = 4, classes: int = 10) -> None:
+        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+        from fwviz.space.binding import bind
+
+        config = CLIPVisionConfig(patch_size=32, projection_dim=512, attn_implementation="sdpa")
+        self.model = CLIPVisionModelWithProjection(config).eval()
+        self.flat = bind(self.model, layout)
+        random = torch.Generator().manual_seed(4)
+        self.pixels = torch.randn(len(TASKS), samples, 3, 224, 224, generator=random)
+        self.labels = torch.randint(classes, (len(TASKS), samples), generator=random)
+        self.head = torch.randn(classes, 512, generator=random)
+
+    def losses(
+        self,
+        theta: Tensor,
+        *,
+        tasks: Sequence[str] | None = None,
+        loss: LossName = "cross_entropy",
+        batch_size: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Mean loss per task (K,)."""
+        self.flat.load(theta)
+        with torch.no_grad():
+            return torch.stack([self._loss(task) for task in tasks or self.tasks])
+
+    def gradient(
+        self,
+        theta: Tensor,
+        *,
+        tasks: Sequence[str] | None = None,
+        loss: LossName = "cross_entropy",
+        batch_size: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Losses and the gradient of their mean."""
+        chosen = tasks or self.tasks
+        self.flat.load(theta)
+        self.flat.zero_gradient()
+        losses = []
+        for task in chosen:
+            value = self._loss(task)
+            (value / len(chosen)).backward()
+            losses.append(value.detach())
+        return torch.stack(losses), self.flat.gradient
+
+    def _loss(self, task: str) -> Tensor:
+        k = self.tasks.index(task)
+        features = torch.nn.functional.normalize(self.model(pixel_values=self.pixels[k]).image_embeds, dim=-1)
+        return torch.nn.functional.cross_entropy(features @ self.head.t(), self.labels[k])
+
+
+class _PrivatePeak:
+    """The largest private memory of this process (USS) while the block runs, sampled 50 times a second."""
+
+    def __enter__(self) -> _PrivatePeak:
+        self.bytes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.02):
+            self.bytes = max(self.bytes, memory_now()[1])
+
+
+def memory_now() -> tuple[int, int]:
+    """Bytes of resident memory, and of it what no other process shares."""
+    import psutil
+
+    info = psutil.Process().memory_full_info()
+    return info.rss, info.uss
+
+
+def peak_rss() -> int:
+    """The kernel's high-water mark of resident memory, in bytes.
+
+    Linux keeps one per address space (VmHWM), which can be reset; ru_maxrss would include the parent's, by vfork.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def forget_peak() -> None:
+    """Let the high-water mark start again from what is held now, where the system can (Linux)."""
+    reset = Path("/proc/self/clear_refs")
+    if reset.exists():
+        reset.write_text("5")
+
+
+def measure_here(method: str, folder: Path, count: int, model: bool, layout: ParamLayout) -> dict[str, Any]:
+    """Run a method on the first ``count`` checkpoints in ``folder``, in this process, and report its memory."""
+    from fwviz.registry import entry, parse_settings
+
+    run_method = entry("methods", method)
+    assert run_method.settings is not None
+    settings = parse_settings(run_method.settings, METHODS[method])
+    base = random_base(layout)
+    objective: Objective = (
+        ClipObjective(layout) if model else QuadraticObjective(base, random_move(layout), torch.empty_like(base))
+    )
+    files = [CheckpointFile(folder / f"checkpoint-{i}.safetensors", layout) for i in range(count)]
+    vectors = StreamedTaskVectors(layout, [f"c{i}" for i in range(count)], base, files)
+    # What the first pass allocates once (thread pools, library workspaces) is set-up, the same for every pool.
+    objective.gradient(base)
+
+    forget_peak()
+    start_rss, start_uss = memory_now()
+    begin = time.perf_counter()
+    steps = 0
+    with _PrivatePeak() as private:
+        for _ in run_method.run(Problem(vectors, objective), settings):
+            steps += 1
+    return {
+        "method": method,
+        "objective": "ViT-B/32" if model else "quadratic",
+        "checkpoints": count,
+        "setup_mb": start_rss / 1e6,
+        "extra_mb": (peak_rss() - start_rss) / 1e6,
+        "extra_private_mb": (private.bytes - start_uss) / 1e6,
+        "pool_gb": sum(file.path.stat().st_size for file in files) / 1e9,
+        "read_gb": vectors.bytes_read / 1e9,
+        "seconds": time.perf_counter() - begin,
+        "steps": steps,
+    }
+
+
+def run(
+    checkpoints: Sequence[int] = (4, 16),
+    methods: Sequence[str] = tuple(METHODS),
+    model: bool = False,
+    layout: ParamLayout | None = None,
+    folder: Path | None = None,
+) -> pd.DataFrame:
+    """One row per method and pool size. Columns ``extra_*_mb`` are peaks in 10⁶ bytes above ``setup_mb``.
+
+    ``growth`` is ``extra_mb`` over that of the smallest pool, minus one.
+    """
+    layout = layout or vit_layout()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        for _ in write_pool(Path(temporary), layout, max(checkpoints)):
+            pass
+        for method in methods:
+            for count in sorted(checkpoints):
+                rows.append(_measure_apart(method, Path(temporary), count, model, layout))
+    table = pd.DataFrame(rows)
+    smallest = table.groupby("method")["extra_mb"].transform("first")
+    table["growth"] = table["extra_mb"] / smallest - 1
+    return table
+
+
+def _measure_apart(method: str, folder: Path, count: int, model: bool, layout: ParamLayout) -> dict[str, Any]:
+    """:func:`measure_here` in a new process."""
+    request = {"method": method, "folder": str(folder), "count": count, "model": model, "layout": _plain(layout)}
+    command = [sys.executable, "-m", "fwviz.bench.memory", "--measure"]
+    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise FwvizError(f"the run of {method} on {count} checkpoints failed: {done.stderr.strip().splitlines()[-1]}.")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def _plain(layout: ParamLayout) -> dict[str, Any]:
+    return dataclasses.asdict(layout)
+
+
+def _layout(plain: dict[str, Any]) -> ParamLayout:
+    shapes = tuple(tuple(shape) for shape in plain["shapes"])
+    return ParamLayout(
+        tuple(plain["names"]), shapes, tuple(plain["offsets"]), tuple(plain["layers"]), plain["excluded"]
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        prog="fwviz bench memory", description=__doc__.splitlines()[0] if __doc__ else None
+    )
+    parser.add_argument("--checkpoints", type=int, nargs="+", default=[4, 16], help="pool sizes (default 4 16)")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: both")
+    parser.add_argument("--model", action="store_true", help="a real ViT-B/32 forward and backward pass (slower)")
+    parser.add_argument("--folder", type=Path, help="where the temporary pool goes (176 MB per checkpoint)")
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.measure:
+        request = json.load(sys.stdin)
+        layout = _layout(request["layout"])
+        row = measure_here(request["method"], Path(request["folder"]), request["count"], request["model"], layout)
+        print(json.dumps(row))
+        return 0
+    table = run(options.checkpoints, options.methods, options.model, folder=options.folder)
+    size = vit_layout().size
+    print(f"P = {size:,} parameters ({size * 4 / 1e6:.0f} MB in float32), checkpoints float16 on disk; MB = 10⁶ bytes")
+    digits = {"pool_gb": 2, "read_gb": 1, "seconds": 1, "growth": 4}
+    print(table.round({**dict.fromkeys([c for c in table if c.endswith("_mb")], 1), **digits}).to_string(index=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,61 @@
+"""A pool with the shapes of CLIP ViT-B/32 and random weights, for measuring speed and memory only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fwviz.space.files import CheckpointFile
+from fwviz.space.layout import build_layout, unflatten
+from fwviz.types import ParamLayout
+
+SHIFT = 9973
+
+
+def vit_layout(width: int = 768, blocks: int = 12, patch: int = 32, image: int = 224) -> ParamLayout:
+    """The layout of a CLIP vision tower; the defaults are ViT-B/32 with P = 87 849 216."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "vision_model.embeddings.class_embedding": (width,),
+        "vision_model.embeddings.patch_embedding.weight": (width, 3, patch, patch),
+        "vision_model.embeddings.position_embedding.weight": ((image // patch) ** 2 + 1, width),
+        "visual_projection.weight": (width * 2 // 3, width),
+    }
+    for norm in ("pre_layrnorm", "post_layernorm"):
+        shapes |= {f"vision_model.{norm}.{kind}": (width,) for kind in ("weight", "bias")}
+    linear = {f"self_attn.{name}_proj": (width, width) for name in "qkv"}
+    linear |= {"self_attn.out_proj": (width, width), "mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
+    for i in range(blocks):
+        block = f"vision_model.encoder.layers.{i}"
+        for name, shape in linear.items():
+            shapes |= {f"{block}.{name}.weight": shape, f"{block}.{name}.bias": shape[:1]}
+        for norm in ("layer_norm1", "layer_norm2"):
+            shapes |= {f"{block}.{norm}.{kind}": (width,) for kind in ("weight", "bias")}
+    return build_layout(shapes)
+
+
+def write_pool(
+    folder: Path, layout: ParamLayout, count: int, dtype: torch.dtype = torch.float16
+) -> Iterator[CheckpointFile]:
+    """Write ``count`` checkpoints θᵢ = θ₀ + noise, one at a time, and open each."""
+    from safetensors.torch import save_file
+
+    base = random_base(layout, dtype)
+    noise = random_move(layout)
+    for i in range(count):
+        theta = (base + noise.roll(i * SHIFT)).to(dtype)
+        path = folder / f"checkpoint-{i}.safetensors"
+        save_file({name: view.contiguous() for name, view in unflatten(layout, theta).items()}, path)
+        yield CheckpointFile(path, layout)
+
+
+def random_move(layout: ParamLayout) -> Tensor:
+    """τ₀ (P,) float32; τᵢ is this rolled by i·SHIFT, which is faster than drawing again and distinct enough."""
+    return 1e-3 * torch.randn(layout.size, generator=torch.Generator().manual_seed(1))
+
+
+def random_base(layout: ParamLayout, dtype: torch.dtype = torch.float16) -> Tensor:
+    """θ₀ (P,) float32, with values that ``dtype`` can hold."""
+    return (0.02 * torch.randn(layout.size, generator=torch.Generator().manual_seed(0))).to(dtype).float()
