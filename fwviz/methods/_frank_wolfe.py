@@ -170,6 +170,14 @@ def _cosines(hull: Hull, gradient: Tensor) -> Tensor:
     return torch.cat(columns, dim=1)
 
 
+def percent(share: float) -> str:
+    """A share in words: "12 %", "0.4 %", "under 0.1 %"."""
+    hundredths = 100.0 * share
+    if 0.0 < hundredths < 0.1:
+        return "under 0.1 %"
+    return f"{hundredths:.0f} %" if hundredths >= 9.95 else f"{hundredths:.1f} %"
+
+
 def tally(names: Sequence[str], total: int, group: str) -> str:
     """Plain words for the choice of each group that moves: "mnist", or "mnist in 4 of 8 layers, svhn in 3"."""
     if total == 1 or not names:

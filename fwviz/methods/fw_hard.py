@@ -21,6 +21,7 @@ from fwviz.methods._frank_wolfe import (
     Measurement,
     initial_coefficients,
     measure,
+    percent,
     tally,
 )
 from fwviz.registry import merge_method, setting
@@ -197,7 +198,7 @@ def fw_hard(problem: Problem, settings: Settings) -> Iterator[Step]:
                 **_state(path.coefficients(tried), buffer, vectors.base, buffer),
                 loss=value,
                 step_size=tried,
-                note=f"trying {tried:.1%} of the way: calibration loss {value:.3f}",
+                note=f"trying {percent(tried)} of the way: calibration loss {value:.3f}",
             )
         if len(trials) > 1:
             gamma = min(trials, key=lambda trial: trial[1])[0]
@@ -229,7 +230,7 @@ def fw_hard(problem: Problem, settings: Settings) -> Iterator[Step]:
             status=status,
             note=f"no lower calibration loss on the way to {words}: stopped here"
             if stuck
-            else f"moved {gamma:.1%} towards {words}; calibration loss {before.loss:.3f} → {now.loss:.3f}",
+            else f"moved {percent(gamma)} towards {words}; calibration loss {before.loss:.3f} → {now.loss:.3f}",
         )
 
 

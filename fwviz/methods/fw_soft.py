@@ -21,6 +21,7 @@ from fwviz.methods._frank_wolfe import (
     Measurement,
     initial_coefficients,
     measure,
+    percent,
 )
 from fwviz.registry import merge_method, setting
 from fwviz.space import simplex
@@ -54,6 +55,12 @@ class Settings:
         "otherwise the joint gradient picks them all.",
     )
     top_k: int = setting(1, "Vertices picked per task, or in all when the joint gradient picks.", low=1, high=50)
+    joint_vertex: bool = setting(
+        False,
+        "Beside the tasks' own vertices offer the vertex of the joint gradient, per group of coefficients. Our "
+        "extension: it lets the gap shrink further, because that vertex is the one the gap is measured by.",
+        applies={"task_wise": (True,)},
+    )
     inner: str = setting(
         "simplex",
         "How coefficients are found: projected onto {λ ≥ 0, Σλ ≤ 1} so that θ_t is one more vertex; unprojected Adam "
@@ -111,7 +118,8 @@ def fw_soft(problem: Problem, settings: Settings) -> Iterator[Step]:
 
     The inner problem runs on :mod:`fwviz.solver`. An iterate is never worse than θ_t on the calibration loss: else it
     is pulled back towards θ_t by halves. The state is λ (G, n) over the finer of both granularities; memory is O(P).
-    The gap is that of the set searched, which with layer-wise coefficients is the product of the layers' hulls.
+    The gap is that of the set searched, which with layer-wise coefficients is the product of the layers' hulls. It can
+    stall above zero: the tasks' picks need not contain the vertex it is measured by, which ``joint_vertex`` adds.
 
     Args: ``problem``, ``settings``. Yields t = 0, then each update (inner > 0) and each iterate. ``scores`` have the
     rows of the coefficients; a model-wise oracle compares their sums. ``step_size`` is the mean over groups of Σ_j λ.
@@ -150,14 +158,15 @@ def fw_soft(problem: Problem, settings: Settings) -> Iterator[Step]:
         note=f"initial solution: {settings.init.replace('_', ' ')}, calibration loss {now.loss:.3f}",
     )
 
+    failures = 0
     for t in range(settings.max_steps):
         if done:
             return
-        chosen = _choose(hull, now, chooser, settings)
-        family = _family(hull, coefficients, chosen, chooser, mixer)
+        chosen = _choose(hull, now, chooser, mixer, settings)
+        family = _family(hull, coefficients, chosen, mixer)
         landscape = solver.Landscape(family, vectors, groups, objective, settings.loss, theta)
         weights = _start(family, settings, t)
-        for progress in _updates(landscape, weights, settings, generator):
+        for progress in _updates(landscape, weights, settings, generator, 0.5**failures):
             weights = progress.weights
             rows = family.coefficients(weights)
             yield Step(
@@ -174,7 +183,9 @@ def fw_soft(problem: Problem, settings: Settings) -> Iterator[Step]:
         weights, now = _accept(landscape, weights, before, look, settings)
         coefficients = family.coefficients(weights)
         gap = simplex.fw_gap(now.slopes)
-        stuck = not bool(weights.any())
+        failures = 0 if bool(weights.any()) else failures + 1
+        # Another draw of batches and smaller updates may succeed; all samples would only repeat themselves.
+        stuck = failures >= (3 if settings.batch_size else 1)
         done = stuck or (certified(coefficients) and gap <= settings.epsilon)
         status: Status = "converged" if done else "max_steps" if t + 1 == settings.max_steps else "running"
         yield Step(
@@ -184,33 +195,39 @@ def fw_soft(problem: Problem, settings: Settings) -> Iterator[Step]:
             loss=now.loss,
             gap=gap,
             step_size=float(weights.sum(dim=1).mean()),
-            vertices=tuple(tuple(hull.names[v] for v in row) for row in chosen.tolist()),
+            vertices=_names(hull, chosen, chooser),
             scores=before.scores(vectors.n),
             task_scores=before.task_scores(vectors.n),
             in_hull=simplex.in_hull(coefficients, hull.start),
             status=status,
-            note=_note(hull, chosen, weights, family, chooser, f"calibration loss {before.loss:.3f} → {now.loss:.3f}"),
+            note=_note(hull, chosen, weights, family, f"calibration loss {before.loss:.3f} → {now.loss:.3f}"),
         )
 
 
-def _choose(hull: Hull, now: Measurement, chooser: Groups, settings: Settings) -> Tensor:
-    """The vertices of each group of the oracle, (G_lmo, m): by task and none twice, or by the joint gradient."""
-    parent, count = simplex.parents(hull.groups, chooser), len(chooser)
+def _choose(hull: Hull, now: Measurement, chooser: Groups, mixer: Groups, settings: Settings) -> Tensor:
+    """The vertices of each group, (G, m) over the groups of the state."""
+    parent = simplex.parents(hull.groups, chooser)
+
+    def best(ranks: Tensor, taken: Tensor | None = None) -> Tensor:
+        return simplex.top_k(simplex.sum_groups(ranks, parent, len(chooser)), settings.top_k, taken)
+
     if not settings.task_wise:
-        return simplex.top_k(simplex.sum_groups(now.ranks, parent, count), settings.top_k)
-    taken = torch.zeros(count, len(hull.names), dtype=torch.bool)
+        return best(now.ranks)[parent]
+    taken = torch.zeros(len(chooser), len(hull.names), dtype=torch.bool)
     picks = []
     for ranks in now.per_task.values():
-        pick = simplex.top_k(simplex.sum_groups(ranks, parent, count), settings.top_k, taken)
-        taken.scatter_(1, pick, True)
-        picks.append(pick)
-    return torch.cat(picks, dim=1)
+        picks.append(best(ranks, taken))
+        taken.scatter_(1, picks[-1], True)
+    chosen = torch.cat(picks, dim=1)[parent]
+    if settings.joint_vertex:
+        own = simplex.parents(hull.groups, mixer)
+        chosen = torch.cat([chosen, simplex.lmo(simplex.sum_groups(now.ranks, own, len(mixer)))[own][:, None]], dim=1)
+    return chosen
 
 
-def _family(hull: Hull, coefficients: Tensor, chosen: Tensor, chooser: Groups, mixer: Groups) -> solver.Affine:
-    """λ(w) = λ_t + Σ_j w[g, j]·(s_j − λ_t) for the chosen vertices."""
-    expand = simplex.parents(hull.groups, chooser)
-    targets = torch.stack([hull.vertex(column) for column in chosen[expand].T])
+def _family(hull: Hull, coefficients: Tensor, chosen: Tensor, mixer: Groups) -> solver.Affine:
+    """λ(w) = λ_t + Σ_j w[g, j]·(s_j − λ_t) for the chosen vertices (G, m)."""
+    targets = torch.stack([hull.vertex(column) for column in chosen.T])
     return solver.Affine(coefficients, targets - coefficients, simplex.parents(hull.groups, mixer), len(mixer))
 
 
@@ -226,9 +243,9 @@ def _start(family: solver.Affine, settings: Settings, t: int) -> Tensor:
 
 
 def _updates(
-    landscape: solver.Landscape, start: Tensor, settings: Settings, generator: torch.Generator
+    landscape: solver.Landscape, start: Tensor, settings: Settings, generator: torch.Generator, care: float
 ) -> Iterator[solver.Progress]:
-    """The inner problem of one iteration."""
+    """The inner problem of one iteration; ``care`` scales the learning rate."""
     if settings.inner == "none":
         return iter(())
     if settings.inner == "official":
@@ -251,7 +268,7 @@ def _updates(
         start,
         simplex.project_capped_simplex,
         updates=settings.inner_updates,
-        rate=settings.learning_rate,
+        rate=settings.learning_rate * care,
         batch_size=settings.batch_size,
         generator=generator,
         decay=True,
@@ -279,18 +296,25 @@ def _accept(
     return torch.zeros_like(weights), before
 
 
-def _note(hull: Hull, chosen: Tensor, weights: Tensor, family: solver.Affine, chooser: Groups, words: str) -> str:
+def _note(hull: Hull, chosen: Tensor, weights: Tensor, family: solver.Affine, words: str) -> str:
     """Plain words: the mean share moved towards each vertex, and the group that moved most."""
-    picks = chosen[simplex.parents(hull.groups, chooser)]
     moves = weights[family.parent]
+    named = [hull.names[v] for v in dict.fromkeys(chosen.flatten().tolist())][:4]
     if not bool(moves.any()):
-        return "no mixture of the chosen vertices lowers the calibration loss: stopped here"
-    share = torch.zeros(len(hull.names), dtype=moves.dtype).index_add_(0, picks.flatten(), moves.flatten())
+        return f"stayed: the mixture found for {', '.join(named)} would raise the calibration loss"
+    share = torch.zeros(len(hull.names), dtype=moves.dtype).index_add_(0, chosen.flatten(), moves.flatten())
     share /= len(hull.groups)
-    order = [v for v in share.argsort(descending=True).tolist() if share[v] > 0.0005][:4]
-    text = "moved " + ", ".join(f"{float(share[v]):.1%} towards {hull.names[v]}" for v in order)
+    order = [v for v in share.argsort(descending=True).tolist() if share[v] > 0][:4]
+    text = "moved " + ", ".join(f"{percent(float(share[v]))} towards {hull.names[v]}" for v in order)
     if len(hull.groups) > 1:
         group, slot = divmod(int(moves.argmax()), moves.shape[1])
-        text += f" on average; most in {hull.groups.names[group]}, {float(moves[group, slot]):.0%} towards "
-        text += hull.names[int(picks[group, slot])]
+        text += f" on average; most in {hull.groups.names[group]}, {percent(float(moves[group, slot]))} towards "
+        text += hull.names[int(chosen[group, slot])]
     return f"{text}; {words}"
+
+
+def _names(hull: Hull, chosen: Tensor, chooser: Groups) -> tuple[tuple[str, ...], ...]:
+    """The chosen vertices of each group of the oracle, in the order they were picked."""
+    parent = simplex.parents(hull.groups, chooser)
+    rows = [chosen[parent == g].T.flatten().tolist() for g in range(len(chooser))]
+    return tuple(tuple(dict.fromkeys(hull.names[v] for v in row)) for row in rows)
