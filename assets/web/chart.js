@@ -44,7 +44,7 @@
     fwviz.theme() === "dark" && anyColour ? JSON.parse(JSON.stringify(figure).replace(anyColour, (found) => dark.get(found.toLowerCase()))) : figure;
 
   function themed(layout) {
-    const family = getComputedStyle(document.body).fontFamily;
+    const family = css("--font");
     const soft = css("--fw-ink-soft");
     return {
       ...layout,
@@ -143,7 +143,8 @@
       if (!point) return;
       const plain = (value) => (typeof value === "number" || typeof value === "string" ? value : null);
       const custom = Array.isArray(point.customdata) ? point.customdata.map(plain) : plain(point.customdata);
-      trigger("pin", { chart: name, x: plain(point.x), y: plain(point.y), trace: plain(point.data?.name), custom });
+      const select = plain(point.data?.meta?.select) ?? plain(point.fullData?.meta?.select);
+      trigger("pin", { chart: name, select, x: plain(point.x), y: plain(point.y), trace: plain(point.data?.name), custom });
     }
 
     // The cursor is a thin element over the plot: moving it costs no redraw.
@@ -246,6 +247,7 @@
       const act = button.dataset.act;
       const menu = button.closest("details");
       if (menu) menu.open = false;
+      if (act === "measure") return trigger("pin", { chart: name, action: "measure" });
       if (act === "table") {
         const on = button.getAttribute("aria-pressed") !== "true";
         button.setAttribute("aria-pressed", String(on));

@@ -168,7 +168,7 @@
             show();
           }
         },
-        Math.min(Math.max(9000 / value.ticks.length, 160), 700),
+        Math.min(Math.max(9000 / value.ticks.length, 90), 700),
       );
       show();
     }
@@ -192,6 +192,10 @@
       if (other) fwviz.setQuery({ job: null, view: null, ...value.link, t: next.follow === false && (value.link.job || value.link.view) ? String(index) : null });
       show();
       cursor();
+      if (other && next.replay) {
+        if (matchMedia("(prefers-reduced-motion: reduce)").matches) go(last);
+        else setTimeout(() => !timer && index === 0 && toggle(), 1200);
+      }
     }
 
     range.addEventListener("input", () => {

@@ -20,7 +20,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 _CARD = """<article class="fw-card loading" data-chart="{name}" aria-labelledby="fw-title-{name}">
 <header><h3 id="fw-title-{name}">{title}</h3><div class="fw-tools">
-<button type="button" data-act="table" aria-pressed="false" title="Show the numbers behind this chart">Data table</button>
+{extra}<button type="button" data-act="table" aria-pressed="false" title="Show the numbers behind this chart">Data table</button>
 <details class="fw-menu"><summary aria-label="Save this chart" title="Save this chart">Save</summary><div>
 <button type="button" data-act="png">Picture (PNG)</button><button type="button" data-act="svg">Picture (SVG)</button>
 <button type="button" data-act="html">Figure (HTML)</button><button type="button" data-act="csv">Data (CSV)</button>
@@ -30,15 +30,22 @@ _CARD = """<article class="fw-card loading" data-chart="{name}" aria-labelledby=
 <div class="fw-table" tabindex="0" role="region" aria-label="Data of this chart" hidden></div></article>"""
 
 
-def make_chart(name: str, *, title: str, reading: str, value: str | None = None) -> gr.HTML:
+def make_chart(
+    name: str, *, title: str, reading: str, value: str | None = None, action: tuple[str, str] | None = None
+) -> gr.HTML:
     """A chart card. ``title`` is the question it answers, ``reading`` one sentence on how to read it.
+
+    ``action`` is a button of its own: (label, what it does).
 
     Its event ``pin`` carries what was clicked: chart, x, y, trace, custom.
     """
     assert _NAME.fullmatch(name), name
+    extra = ""
+    if action is not None:
+        extra = f'<button type="button" class="fw-act" data-act="measure" title="{_plain(action[1])}">{_plain(action[0])}</button>'
     return gr.HTML(
         value=value,
-        html_template=_CARD.format(name=name, title=_plain(title), reading=_plain(reading)),
+        html_template=_CARD.format(name=name, title=_plain(title), reading=_plain(reading), extra=extra),
         js_on_load="window.fwviz.mountChart(element, props, (event, data) => trigger('pin', data), watch)",
         apply_default_css=False,
         head=web.scripts(),

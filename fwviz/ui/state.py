@@ -42,7 +42,7 @@ class View:
 
 @dataclass
 class Session:
-    """Where one page stands. ``index`` None follows the last frame of a run under way."""
+    """Where one page stands. ``index`` None follows the last frame; ``stream`` counts the streams of updates begun."""
 
     view: View | None = None
     index: int | None = None
@@ -51,6 +51,7 @@ class Session:
     runs: tuple[str, ...] = ()
     compare: tuple[View, ...] = ()
     vertex: str | None = None
+    stream: int = 0
 
 
 class Sessions:

@@ -13,8 +13,9 @@ def make_theme() -> gr.themes.Base:
         secondary_hue="indigo",
         neutral_hue="slate",
         radius_size="md",
-        font=(LocalFont("IBM Plex Sans", weights=(400, 600, 700)), "ui-sans-serif", "system-ui", "sans-serif"),
-        font_mono=(LocalFont("IBM Plex Mono", weights=(400, 600)), "ui-monospace", "monospace"),
+        # The semi-bold files shipped with gradio 6.31 hold Cyrillic only: browsers take bold where 600 is asked for.
+        font=(LocalFont("IBM Plex Sans", weights=(400, 700)), "ui-sans-serif", "system-ui", "sans-serif"),
+        font_mono=(LocalFont("IBM Plex Mono", weights=(400, 700)), "ui-monospace", "monospace"),
     )
     return theme.set(
         body_background_fill="*neutral_50",

@@ -7,8 +7,9 @@ import gradio as gr
 from fwviz.registry import entry
 from fwviz.ui.chart import make_chart
 
-CHARTS = ("lmo_bars", "lmo_layers", "lmo_history", "gap_curve", "promise_reality")
-_WIDE = ("lmo_bars",)
+CHARTS = ("lmo_bars", "lmo_history", "gap_curve", "lmo_layers", "promise_reality")
+_WIDE = ("lmo_bars", "lmo_layers", "promise_reality")
+_ACTIONS = {"promise_reality": ("Measure", "Measure the loss on the way from the step shown to the checkpoint")}
 LEAD = (
     "A Frank–Wolfe step asks every checkpoint one question: <b>if the merge moved towards you, how much would the loss of "
     "these tasks fall?</b> The gradient answers without trying. Here is the answer at the step chosen above."
@@ -25,7 +26,7 @@ def make_relevance() -> dict[str, gr.HTML]:
 def chart_card(name: str, wide: tuple[str, ...] = _WIDE) -> gr.HTML:
     """The card of a registered chart, with its question as title."""
     found = entry("charts", name)
-    card = make_chart(name, title=found.facts["question"], reading=found.facts["reading"])
+    card = make_chart(name, title=found.facts["question"], reading=found.facts["reading"], action=_ACTIONS.get(name))
     if name in wide:
         card.elem_classes = [*(card.elem_classes or []), "fw-wide"]
     return card

@@ -43,14 +43,17 @@ def scrubber_value(
     follow: bool,
     title: str,
     default: bool = False,
+    replay: bool = False,
 ) -> str:
     """Ticks [x, t, inner, loss, gap, accuracy] and where to stand. ``positions`` are x per frame, as the charts draw them.
 
-    ``default`` says that this is what a page without parameters shows, so the address needs none for it.
+    ``default`` says that this is what a page without parameters shows, so the address needs none for it; ``replay`` starts the replay.
     """
     ticks: list[Tick] = []
     for frame, x in zip(trace.frames, positions, strict=True):
         accuracy = frame.mean_accuracy
+        if accuracy is None and "validation" in frame.final:  # the closing frame was judged on the whole split
+            accuracy = sum(score.accuracy for score in frame.final["validation"].values()) / len(frame.final["validation"])
         ticks.append((round(x, 4), frame.t, frame.inner, _short(frame.loss), _short(frame.gap), _short(accuracy)))
     kind = "recording" if view.kind == "rec" else "run"
     link = {} if default else {"view": str(view)} if view.kind == "rec" else {"job": view.id}
@@ -64,6 +67,7 @@ def scrubber_value(
         kind=kind,
         badge="Recording" if kind == "recording" else "Run",
         title=title,
+        replay=replay,
     )
 
 

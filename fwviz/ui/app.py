@@ -1,0 +1,285 @@
+"""The page: components, events, launch settings. What is shown is decided in fwviz.ui.desk."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import anyio
+import gradio as gr
+
+from fwviz.runs.store import RunStore
+from fwviz.types import FwvizError
+from fwviz.ui import exports, state, web
+from fwviz.ui.desk import Desk, Messages
+from fwviz.ui.jobs import JobBoard
+from fwviz.ui.library import Library, recordings_root
+from fwviz.ui.panels.history import make_history
+from fwviz.ui.panels.merge import make_merge
+from fwviz.ui.panels.relevance import make_relevance
+from fwviz.ui.panels.scrubber import make_scrubber
+from fwviz.ui.panels.sidebar import make_form, make_runbar, runbar_value
+from fwviz.ui.state import Session
+from fwviz.ui.theme import make_theme
+
+TITLE = "fwviz · model merging as it happens"
+TAGLINE = (
+    "See model merging as it happens: which checkpoints the Frank–Wolfe oracle wants for your tasks, and what each step "
+    "does to accuracy."
+)
+UPDATE_EVERY = 0.2  # seconds between two updates of a live page, at least
+LOOK_EVERY = 0.04  # seconds between two looks at a job
+
+# One request of a page: what the component sent, and whose page it is.
+Answer = Callable[[Desk, Session, str, Any], Messages]
+
+_log = logging.getLogger(__name__)
+_UNEXPECTED = "Something unexpected happened on the server: its log has the details."
+
+_HEADER = """<header class="fw-header">
+<button type="button" data-act="drawer" data-fw-drawer aria-expanded="false" aria-controls="fw-form">
+<svg viewBox="0 0 16 16" fill="none" stroke="currentColor" stroke-width="1.8" stroke-linecap="round" aria-hidden="true"><path d="M2 4h12M2 8h12M2 12h12"/></svg><span>Recipe</span></button>
+<div class="fw-logo"><svg viewBox="0 0 32 32" aria-hidden="true"><path d="M16 3 29.5 27h-27z" fill="var(--fw-accent-soft)" stroke="var(--fw-accent)" stroke-width="2" stroke-linejoin="round"/><path d="M4.5 26 12 22.5l5-7.5-2.4-3.4" fill="none" stroke="var(--fw-accent)" stroke-width="2" stroke-linecap="round" stroke-linejoin="round"/><circle cx="14.6" cy="11.6" r="2.7" fill="#e97224"/></svg><h1>fwviz</h1></div>
+<p class="fw-tagline">{tagline}</p>
+<button type="button" data-act="link" title="Copy a link to what you see"><svg viewBox="0 0 16 16" fill="none" stroke="currentColor" stroke-width="1.6" stroke-linecap="round" aria-hidden="true"><path d="M6.5 9.5l3-3M7 4.5l1.3-1.3a3 3 0 014.3 4.3L11.3 8.8M9 11.5l-1.3 1.3a3 3 0 01-4.3-4.3l1.3-1.3"/></svg><span>Copy link</span></button>
+<button type="button" data-act="theme" aria-label="Switch between light and dark" title="Light or dark"><svg class="fw-sun" viewBox="0 0 16 16" fill="none" stroke="currentColor" stroke-width="1.6" stroke-linecap="round" aria-hidden="true"><circle cx="8" cy="8" r="3"/><path d="M8 1v1.5M8 13.500V15M1 8h1.500M13.500 8H15M3 3l1 1M12 12l1 1M13 3l-1 1M4 12l-1 1"/></svg><svg class="fw-moon" viewBox="0 0 16 16" fill="currentColor" aria-hidden="true"><path d="M6.200 1.500a6.500 6.500 0 108.300 8.300 5.200 5.200 0 01-8.300-8.300z"/></svg></button>
+</header>"""
+
+# Runs before our scripts are there: the address, the width and the runs this browser remembers.
+_BOOT = """() => {
+  let runs = [];
+  try { runs = JSON.parse(localStorage.getItem("fwviz.runs") || "[]"); } catch { /* no storage: no memory */ }
+  const query = Object.fromEntries(new URLSearchParams(location.search));
+  return [JSON.stringify({query, width: window.innerWidth, runs})];
+}"""
+
+
+def build_demo(desk: Desk | None = None) -> gr.Blocks:
+    """The page. ``desk`` answers it; by default one over the run store and the recordings that ship with fwviz."""
+    desk = desk or make_desk()
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as demo:
+        gr.HTML(
+            html_template=_HEADER.format(tagline=TAGLINE),
+            js_on_load="window.fwviz.mountHeader(element)",
+            apply_default_css=False,
+            head=web.scripts(),
+            elem_id="fw-header",
+        )
+        boot = gr.Textbox(visible="hidden", max_length=state.MAX_TEXT, label="opening", elem_id="fw-boot")
+        with gr.Row(elem_id="fw-shell"):
+            with gr.Column(elem_id="fw-side"):
+                parts: dict[str, gr.HTML] = {"form": make_form(), "runbar": make_runbar()}
+            with gr.Column(elem_id="fw-main"):
+                parts["scrubber"] = make_scrubber()
+                with gr.Tabs(elem_id="fw-tabs") as tabs:
+                    with gr.Tab("Relevance", id="relevance") as relevance_tab:
+                        parts |= make_relevance()
+                    with gr.Tab("Merge (live)", id="merge") as merge_tab:
+                        parts["tiles"], charts, parts["export"] = make_merge()
+                        parts |= charts
+                        parts["history"] = make_history()
+        gr.HTML(
+            html_template='<button type="button" id="fw-drawer-shade" tabindex="-1" aria-label="Close the recipe"></button>',
+            js_on_load="element.addEventListener('click', () => window.fwviz.drawer(false))",
+            apply_default_css=False,
+            head=web.scripts(),
+        )
+        _wire(demo, desk, parts, tabs, {"relevance": relevance_tab, "merge": merge_tab}, boot)
+    demo.queue(max_size=32, default_concurrency_limit=4)
+    return demo
+
+
+def make_desk() -> Desk:
+    """A desk over the run store of this machine."""
+    board = JobBoard(RunStore())
+    return Desk(board, Library(board, RunStore(recordings_root())))
+
+
+def _wire(
+    demo: gr.Blocks,
+    desk: Desk,
+    parts: Mapping[str, gr.HTML],
+    tabs: gr.Tabs,
+    tab_items: Mapping[str, gr.Tab],
+    boot: gr.Textbox,
+) -> None:
+    """Which event asks the desk for what. Every answer is a set of messages for the parts of the page."""
+    outputs = [*parts.values()]
+    quiet: dict[str, Any] = {"outputs": outputs, "show_progress": "hidden", "api_visibility": "private"}
+
+    def spread(messages: Messages) -> dict[Any, Any]:
+        if not messages:
+            return {parts["runbar"]: gr.skip()}  # gradio takes an empty dict for a missing answer
+        return {parts[name]: text for name, text in messages.items()}
+
+    def once(answer: Answer) -> Callable[..., Any]:
+        """A handler that answers an event once."""
+
+        def handle(event: gr.EventData, request: gr.Request) -> dict[Any, Any]:
+            session = desk.sessions.get(request.session_hash)
+            return spread(_guarded(desk, session, functools.partial(answer, desk, session, _owner(request), event._data)))
+
+        return handle
+
+    def then_follow(answer: Answer) -> Callable[..., Any]:
+        """A handler that answers, then keeps the page up to date while what it looks at is under way."""
+
+        async def handle(event: gr.EventData, request: gr.Request) -> AsyncIterator[dict[Any, Any]]:
+            session = desk.sessions.get(request.session_hash)
+            asked = functools.partial(answer, desk, session, _owner(request), event._data)
+            async for messages in _follow(desk, session, asked):
+                yield spread(messages)
+
+        return handle
+
+    async def open_page(opening: str, request: gr.Request) -> AsyncIterator[dict[Any, Any]]:
+        session = desk.sessions.get(request.session_hash)
+        asked = functools.partial(desk.open, session, state.parse_opening(opening))
+        first = True
+        async for messages in _follow(desk, session, asked):
+            yield spread(messages) | ({tabs: gr.Tabs(selected=session.tab)} if first else {})
+            first = False
+
+    async def rank(event: gr.EventData, request: gr.Request) -> AsyncIterator[dict[Any, Any]]:
+        session = desk.sessions.get(request.session_hash)
+        async for messages in _checked(desk, session, event._data):
+            yield spread(messages)
+
+    streams: dict[str, Any] = {"concurrency_limit": None, "trigger_mode": "multiple", **quiet}
+    demo.load(open_page, boot, **{**streams, "outputs": [tabs, *outputs]}, js=_BOOT)
+    parts["form"].edit(rank, None, **{**quiet, "trigger_mode": "always_last"})
+    parts["form"].pool(once(lambda d, s, o, e: d.choose_pool(e)), None, **quiet)
+    parts["runbar"].run(then_follow(lambda d, s, o, e: d.start(s, o, state.parse_event(e), paused=False)), None, **streams)
+    parts["runbar"].step(then_follow(_step), None, **streams)
+    parts["runbar"].pause(once(lambda d, s, o, e: d.pause(s)), None, **quiet)
+    parts["runbar"].stop(once(lambda d, s, o, e: d.stop(s)), None, **quiet)
+    parts["scrubber"].scrub(once(lambda d, s, o, e: d.scrub(s, e)), None, **{**quiet, "trigger_mode": "always_last"})
+    parts["history"].open(then_follow(lambda d, s, o, e: d.open_view(s, e)), None, **streams)
+    parts["history"].compare(once(lambda d, s, o, e: d.compare(s, e)), None, **quiet)
+    parts["history"].forget(once(lambda d, s, o, e: d.forget(s, e)), None, **quiet)
+    for name in (*views_of_charts(parts),):
+        parts[name].pin(once(_pin), None, **quiet)
+    for name, tab in tab_items.items():
+        chosen = functools.partial(_chosen_tab, name)
+        tab.select(once(chosen), None, **quiet)
+        tab.select(None, None, None, js=f"() => {{ window.fwviz?.setQuery({{tab: '{name}'}}) }}")
+
+
+def views_of_charts(parts: Mapping[str, gr.HTML]) -> tuple[str, ...]:
+    """The names of the parts that are charts."""
+    return tuple(name for name, part in parts.items() if "fw-chart" in (part.elem_classes or ()))
+
+
+def _step(desk: Desk, session: Session, owner: str, event: Any) -> Messages:
+    """One iteration of the run under way, else a new run that holds after its first iterate."""
+    if "recipe" in state.parse_event(event):
+        return desk.start(session, owner, event, paused=True)
+    return desk.step(session)
+
+
+def _pin(desk: Desk, session: Session, owner: str, event: Any) -> Messages:
+    messages, measure = desk.pin(session, event)
+    return messages | desk.measure(session) if measure else messages
+
+
+def _chosen_tab(name: str, desk: Desk, session: Session, owner: str, event: Any) -> Messages:
+    return desk.choose_tab(session, name)
+
+
+def _owner(request: gr.Request) -> str:
+    """Whose turn it is in the queue: a page, or all pages of one address beyond a few."""
+    return str(request.session_hash)
+
+
+def _guarded(desk: Desk, session: Session, ask: Callable[[], Messages]) -> Messages:
+    """The answer, or one sentence in the run bar; the rest of the page stays as it is."""
+    try:
+        return ask()
+    except FwvizError as error:
+        text = str(error)
+        return {"runbar": runbar_value(desk.job(session), error=text[:1].upper() + text[1:])}
+    except Exception:
+        _log.exception("an event of a page failed")
+        return {"runbar": runbar_value(desk.job(session), error=_UNEXPECTED)}
+
+
+async def _follow(desk: Desk, session: Session, ask: Callable[[], Messages]) -> AsyncIterator[Messages]:
+    """The answer, then updates while the page looks at a run under way. A later call for the page ends this one."""
+    session.stream += 1
+    mine = session.stream
+    yield await anyio.to_thread.run_sync(_guarded, desk, session, ask)
+    seen = -1
+    sent: dict[str, Any] = {}
+    while session.stream == mine:
+        job = desk.job(session)
+        if job is None or job.ended:
+            if job is not None:
+                yield await anyio.to_thread.run_sync(_guarded, desk, session, functools.partial(desk.show, session))
+            yield await anyio.to_thread.run_sync(_guarded, desk, session, functools.partial(desk.average, session))
+            return
+        version = job.version
+        if version == seen:
+            await asyncio.sleep(LOOK_EVERY)
+            continue
+        seen = version
+        yield await anyio.to_thread.run_sync(_guarded, desk, session, functools.partial(desk.update, session, sent))
+        await asyncio.sleep(UPDATE_EVERY)
+
+
+async def _checked(desk: Desk, session: Session, event: Any) -> AsyncIterator[Messages]:
+    """An edited recipe: checked, then ranked a task at a time."""
+    found: list[Any] = []
+
+    def check() -> Messages:
+        recipe, messages = desk.check(session, event)
+        found.append(recipe)
+        return messages
+
+    yield await anyio.to_thread.run_sync(_guarded, desk, session, check)
+    if not found:
+        return
+    ranking = desk.rank(found[0])
+    while True:
+        messages = await anyio.to_thread.run_sync(_guarded, desk, session, lambda: next(ranking, {}))
+        if not messages:
+            return
+        yield messages
+
+
+def launch() -> None:
+    """Build the page and serve it: port and host from GRADIO_SERVER_PORT and GRADIO_SERVER_NAME."""
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    # Two runs at once share the cores: threads that spin while they wait would starve each other.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    desk = make_desk()
+    demo = build_demo(desk)
+    try:
+        demo.launch(**launch_settings(desk))
+    finally:
+        desk.board.close()
+
+
+def launch_settings(desk: Desk) -> dict[str, Any]:
+    """What ``Blocks.launch`` is given: nothing leaves this machine, nothing but our own files is served."""
+    downloads = exports.routes(web.PREFIX, desk.library.find, desk.library.folder)
+    return {
+        "theme": make_theme(),
+        "head": web.head(),
+        "app_kwargs": {"routes": [*downloads, *web.routes()], "docs_url": None, "redoc_url": None},
+        "ssr_mode": False,
+        "strict_cors": True,
+        "max_file_size": "1mb",
+        "state_session_capacity": 500,
+        "show_error": False,
+        "enable_monitoring": False,
+        "run_history": False,
+        "footer_links": [],
+        "share": False,
+        "pwa": False,
+        "quiet": False,
+    }

@@ -1,0 +1,108 @@
+"""What is not in a trace and has to be measured: scores at any point, the way to a vertex, the plain average.
+
+Each result is kept, so that a question costs once. Measuring takes a second or so on the embedded pool: it is asked for
+where a person waits for it (a click, a finished run), never between two updates of a live page.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fwviz.registry import entry
+from fwviz.runs.recipe import Recipe
+from fwviz.runs.trace import Trace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fwviz.runs.assemble import Assembly
+
+KEPT = 128
+ASSEMBLIES = 2
+T = TypeVar("T")
+
+
+class Measurements:
+    """Results by question, bounded. One measurement at a time: two would only slow each other and the runs."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Hashable, Any] = OrderedDict()
+        self._assemblies: OrderedDict[str, Assembly] = OrderedDict()
+        self._lock = threading.Lock()
+        self._device = threading.Lock()
+
+    def lmo(self, trace: Trace, index: int) -> pd.DataFrame:
+        """Scores of every checkpoint for every task at the weights of a frame."""
+        return self._once(("lmo", trace.id, index), lambda: self._lens("lmo", trace, index))
+
+    def layers(self, trace: Trace, index: int) -> pd.DataFrame:
+        """Scores of every checkpoint in every layer at the weights of a frame."""
+        return self._once(("lmo_layers", trace.id, index), lambda: self._lens("lmo_layers", trace, index))
+
+    def promise(self, trace: Trace, index: int, vertex: str) -> pd.DataFrame:
+        """Promised and measured change of loss on the way from a frame to a vertex ("": the most wanted)."""
+        return self._once(
+            ("promise", trace.id, index, vertex), lambda: self._lens("promise", trace, index, vertex=vertex)
+        )
+
+    def promised(self, trace: Trace, index: int, vertex: str) -> pd.DataFrame | None:
+        """The same if it has been measured, else None."""
+        return self._known(("promise", trace.id, index, vertex))
+
+    def average(self, recipe: Recipe) -> dict[str, dict[str, float]]:
+        """Split → task → accuracy of the plain average of the recipe's checkpoints."""
+        return self._once(self._average_key(recipe), lambda: self._average(recipe))
+
+    def averaged(self, recipe: Recipe) -> dict[str, dict[str, float]] | None:
+        """The same if it has been measured, else None."""
+        return self._known(self._average_key(recipe))
+
+    def _average_key(self, recipe: Recipe) -> Hashable:
+        return ("average", recipe.pool, recipe.checkpoints, recipe.tasks)
+
+    def _average(self, recipe: Recipe) -> dict[str, dict[str, float]]:
+        from fwviz.runs.runner import execute
+
+        trace = execute(replace(recipe, method="weight_average", settings={}))
+        return {split: {task: score.accuracy for task, score in row.items()} for split, row in trace.final.items()}
+
+    def _lens(self, name: str, trace: Trace, index: int, **options: Any) -> pd.DataFrame:
+        from fwviz.runs.export import merged_weights
+
+        assembly = self._assembly(trace.recipe)
+        theta = merged_weights(trace, index, assembly)
+        table: pd.DataFrame = entry("lenses", name).run(assembly, theta, **options)
+        return table
+
+    def _assembly(self, recipe: Recipe) -> Assembly:
+        from fwviz.runs.assemble import assemble
+
+        key = recipe.fingerprint()
+        if key not in self._assemblies:
+            self._assemblies[key] = assemble(recipe)
+        self._assemblies.move_to_end(key)
+        while len(self._assemblies) > ASSEMBLIES:
+            self._assemblies.popitem(last=False)
+        return self._assemblies[key]
+
+    def _known(self, key: Hashable) -> Any:
+        with self._lock:
+            return self._kept.get(key)
+
+    def _once(self, key: Hashable, measure: Callable[[], T]) -> T:
+        found: T | None = self._known(key)
+        if found is not None:
+            return found
+        with self._device:
+            found = self._known(key)
+            if found is None:
+                found = measure()
+                with self._lock:
+                    self._kept[key] = found
+                    while len(self._kept) > KEPT:
+                        self._kept.popitem(last=False)
+        return found
