@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import os
 import signal
 import sys
 import textwrap
@@ -54,12 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _app(argv: Sequence[str]) -> int:
     """open the app in the browser"""
     parser = _parser("app", _app)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
-    parser.add_argument("--port", type=int, default=7860, help="port to listen on (7860)")
+    parser.add_argument("--host", help="address to listen on (GRADIO_SERVER_NAME or 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to listen on (GRADIO_SERVER_PORT or 7860)")
     options = parser.parse_args(argv)
+    for variable, value in (("GRADIO_SERVER_NAME", options.host), ("GRADIO_SERVER_PORT", options.port)):
+        if value is not None:
+            os.environ[variable] = str(value)
     from fwviz.ui.app import launch
 
-    launch(host=options.host, port=options.port)
+    launch()
     return 0
 
 
@@ -110,8 +114,8 @@ def _methods(argv: Sequence[str]) -> int:
     parser.add_argument("method", nargs="?", help="name of a method")
     options = parser.parse_args(argv)
     if options.method is None:
-        rows = [(m.name, m.facts["data"], m.title) for m in entries("methods").values()]
-        _print_table(("method", "data", "title"), rows)
+        found = [(m.name, m.facts["data"], m.title) for m in entries("methods").values()]
+        _print_table(("method", "data", "title"), found)
         return 0
     method = entry("methods", options.method)
     print(f"{method.title}\n\n{method.doc}\n")
@@ -424,7 +428,7 @@ def _parse_like(name: str, value: Any, default: Any) -> Any:
 
 def _print_frames(frames: Iterable[Frame], tasks: Sequence[str]) -> None:
     shown = tasks if len(tasks) <= 8 else ()
-    print(_line("t", "loss", "gap", "step", "seconds", "mean", shown, ""))
+    print(_line(("t", "loss", "gap", "step", "seconds", "mean"), shown, "vertices"))
     for frame in frames:
         if frame.status != "running":
             print(f"{frame.status} after {frame.seconds:.1f} s" + (f": {frame.note}" if frame.note else ""), flush=True)
@@ -432,13 +436,13 @@ def _print_frames(frames: Iterable[Frame], tasks: Sequence[str]) -> None:
         chosen = " ".join(dict.fromkeys(name for group in frame.vertices for name in group)) if frame.inner == 0 else ""
         number = f"{frame.t}.{frame.inner}" if frame.inner else f"{frame.t}"
         accuracies = [_percent(frame.accuracy.get(task)) for task in shown]
-        facts = [_short(frame.loss), _short(frame.gap), _short(frame.step_size), f"{frame.seconds:.1f}"]
-        print(_line(number, *facts, _percent(frame.mean_accuracy), accuracies, chosen[:60]), flush=True)
+        facts = (_short(frame.loss), _short(frame.gap), _short(frame.step_size), f"{frame.seconds:.1f}")
+        print(_line((number, *facts, _percent(frame.mean_accuracy)), accuracies, chosen[:60]), flush=True)
 
 
-def _line(t: str, loss: str, gap: str, step: str, seconds: str, mean: str, tasks: Iterable[str], chosen: str) -> str:
-    cells = "".join(f"{task[:11]:>12}" for task in tasks)
-    return f"{t:>7}{loss:>10}{gap:>10}{step:>9}{seconds:>9}{mean:>8}{cells}  {chosen}".rstrip()
+def _line(facts: Sequence[str], tasks: Iterable[str], chosen: str) -> str:
+    cells = "".join(f"{fact:>{width}}" for fact, width in zip(facts, (7, 10, 10, 9, 9, 8), strict=True))
+    return f"{cells}{''.join(f'{task[:11]:>12}' for task in tasks)}  {chosen}".rstrip()
 
 
 def _print_results(trace: Trace) -> None:

@@ -121,7 +121,7 @@ def _write_model(assembly: Assembly, theta: Tensor, folder: Path, format: Export
     card = assembly.pool.card
     base = card.root / str(card.base["path"])
     layout = assembly.problem.vectors.layout
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for file in sorted(base.glob("*.safetensors")):
         tensors |= {name: t.float() if t.is_floating_point() else t for name, t in load_file(file).items()}
     theta = theta.detach().to("cpu", torch.float32)

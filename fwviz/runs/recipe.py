@@ -13,7 +13,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qsl, urlencode
 
 import yaml
@@ -47,7 +47,7 @@ class Recipe:
     seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
-    storage: str = "resident"
+    storage: Literal["resident", "streamed"] = "resident"
 
     # --- from outside ---------------------------------------------------------------------------
 
@@ -75,7 +75,7 @@ class Recipe:
             seed=_seed(values.get("seed", 0)),
             device=_device(values.get("device", "cpu")),
             dtype=_choice("dtype", values.get("dtype", "float32"), DTYPES),
-            storage=_choice("storage", values.get("storage", "resident"), STORAGES),
+            storage=_storage(values.get("storage", "resident")),
         )
         if recipe.storage == "streamed" and recipe.dtype != "float32":
             raise FwvizError("recipe field 'dtype' must be float32 when 'storage' is streamed.")
@@ -235,6 +235,10 @@ def _device(value: Any) -> str:
     if not isinstance(value, str) or not _DEVICE.fullmatch(value):
         raise FwvizError(f"recipe field 'device' is {_show(value)}, but must be cpu, mps, cuda or cuda:<number>.")
     return value
+
+
+def _storage(value: Any) -> Literal["resident", "streamed"]:
+    return "streamed" if _choice("storage", value, STORAGES) == "streamed" else "resident"
 
 
 def _choice(name: str, value: Any, choices: Sequence[str]) -> str:

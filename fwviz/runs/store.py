@@ -180,7 +180,7 @@ class RunWriter:
         os.fsync(self._frames.fileno())
         trace.table().to_parquet(self.folder / "frames.parquet", index=False)
         test = trace.final.get("test", {})
-        result = {"status": trace.status, "note": trace.note, "cost": asdict(trace.cost)}
+        result: dict[str, Any] = {"status": trace.status, "note": trace.note, "cost": asdict(trace.cost)}
         result["accuracy"] = sum(s.accuracy for s in test.values()) / len(test) if test else None
         _write_json(self.folder / "result.json", result)
         self._frames.close()  # releases the lock
