@@ -1,4 +1,4 @@
-"""Every chart on odd inputs: nothing, one row, 20 × 200, NaN, infinity, long, foreign and hostile names, both themes."""
+"""Every chart on odd inputs: nothing, one row, 20 × 200, NaN, infinity, long and hostile names, both themes."""
 
 from __future__ import annotations
 

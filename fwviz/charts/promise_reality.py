@@ -217,8 +217,9 @@ def _summary(joint: pd.DataFrame, names: dict[str, str], main: str) -> str:
     last = joint.iloc[-1]
     what = "all tasks together" if main == "joint" else names[main]
     promised, measured = style.number(float(last["promised"])), style.number(float(last["measured"]))
+    place, lowest = style.percent(float(best["gamma"]), 0), style.number(float(best["measured"]))
     return (
         f"For {what} the promise holds (within 25 %) up to {style.percent(trusted(joint), 0)} of the way; "
-        f"the best point is at {style.percent(float(best['gamma']), 0)} with {style.number(float(best['measured']))} nats; "
+        f"the best point is at {place} with {lowest} nats; "
         f"at the end of the way {promised} was promised and {measured} measured."
     )

@@ -75,7 +75,7 @@ def promise(
             values = objective.losses(there, tasks=tasks, loss=loss).tolist()
         lines = [("joint", _mean(values), _mean(start), _mean(slope)), *zip(tasks, values, start, slope, strict=True)]
         for task, value, first, rate in lines:
-            promised, measured = gamma * rate, value - first
+            promised, measured = gamma * rate + 0.0, value - first  # + 0.0: no negative zero
             rows.append(
                 {
                     "task": task,
