@@ -34,10 +34,11 @@ class _Loader(_SAFE):
     """Builds plain data only, and refuses a key that occurs twice instead of keeping the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key, place in zip(keys, node.value, strict=True):
-            if isinstance(key, str) and keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} occurs twice", place[0].start_mark)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key.value, str) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} occurs twice", key.start_mark)
+            seen.add(str(key.value))
         mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
         return mapping
 
@@ -337,7 +338,8 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark is not None else ""
-        raise FwvizError(f"{file} is no valid YAML{where}: correct it.") from None
+        what = " ".join(str(getattr(error, "problem", None) or type(error).__name__).split())[:100]
+        raise FwvizError(f"{file} is no valid YAML{where}: {what}.") from None
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise FwvizError(f"{file} holds no mapping with text keys: it is no pool card.")
     return value

@@ -15,11 +15,10 @@ from fwviz.space.cache import ByteCache
 from fwviz.types import FileCard, FwvizError, PoolCard, Split, TaskCard
 
 _MAX_FILE = 256 << 20  # bytes of one parquet file
-_MAX_IMAGE = 8 << 20  # bytes of one encoded image
 _MAX_DECODED = 2 << 30  # bytes of one split
 _CACHE = 512 << 20  # bytes of decoded splits kept
 _PNG = b"\x89PNG\r\n\x1a\n"
-_BATCH = 64  # rows read from parquet at once: bounds what a file that expands wildly can take
+_BATCH = 16  # rows read from parquet at once: bounds what a file that expands wildly can take
 
 
 @dataclass(frozen=True)
@@ -93,15 +92,13 @@ def _load(path: Path, file: FileCard, task: TaskCard, split: Split, size: int) -
     found = hashlib.sha256(content).hexdigest()
     if found != file.sha256:
         raise FwvizError(f"{path} is not the file its pool card describes (SHA-256 {found[:12]}…): restore the pool.")
-    encoded, labels, keys = _read_parquet(path, content, file.rows)
+    encoded, labels, keys = _read_parquet(path, content, file.rows, longest=_longest(size))
     images = torch.empty(file.rows, 3, size, size, dtype=torch.uint8)
-    for row, image in enumerate(encoded):
-        if image is None or labels[row] is None:
+    for row, (image, label) in enumerate(zip(encoded, labels, strict=True)):
+        if image is None or label is None:
             raise FwvizError(f"{path}: row {row} has no {'image' if image is None else 'label'}: make the file again.")
-        if not 0 <= labels[row] < len(task.classes):
-            raise FwvizError(
-                f"{path}: row {row} has label {labels[row]}, but the task has {len(task.classes)} classes."
-            )
+        if not 0 <= label < len(task.classes):
+            raise FwvizError(f"{path}: row {row} has label {label}, but the task has {len(task.classes)} classes.")
         images[row] = _decode(image, size, path, row)
     if len(set(labels)) < 2:
         raise FwvizError(f"{path} has images of one class only: a task needs at least two.")
@@ -109,14 +106,22 @@ def _load(path: Path, file: FileCard, task: TaskCard, split: Split, size: int) -
     return TaskData(task.id, split, images, torch.tensor(labels, dtype=torch.int64), names)
 
 
-def _read_parquet(path: Path, content: bytes, rows: int) -> tuple[list[bytes], list[int], list[str]]:
-    """The columns image.bytes, label and source_key."""
+def _longest(size: int) -> int:
+    """More bytes than any sensible PNG of size x size pixels has."""
+    return (64 << 10) + 8 * size * size
+
+
+def _read_parquet(
+    path: Path, content: bytes, rows: int, longest: int
+) -> tuple[list[bytes | None], list[int | None], list[str | None]]:
+    """The columns image.bytes, label and source_key; no image of more than ``longest`` bytes becomes an object."""
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    encoded: list[bytes] = []
-    labels: list[int] = []
-    keys: list[str] = []
+    encoded: list[bytes | None] = []
+    labels: list[int | None] = []
+    keys: list[str | None] = []
     try:
         table = pq.ParquetFile(pa.BufferReader(content))
         schema = table.schema_arrow
@@ -125,7 +130,11 @@ def _read_parquet(path: Path, content: bytes, rows: int) -> tuple[list[bytes], l
             raise FwvizError(f"{path} has {table.metadata.num_rows} rows, but its card says {rows}: restore the pool.")
         columns = ["image.bytes", "label", "source_key"]
         for batch in table.iter_batches(batch_size=_BATCH, columns=columns, use_threads=False):
-            encoded += batch.column("image").field("bytes").to_pylist()
+            images = batch.column("image").field("bytes")
+            lengths = pc.binary_length(images).to_pylist()
+            if any(length is not None and length > longest for length in lengths):
+                raise FwvizError(f"{path} has an image of more than {longest >> 10} KiB: make the file again.")
+            encoded += images.to_pylist()
             labels += batch.column("label").to_pylist()
             keys += batch.column("source_key").to_pylist()
             if len(encoded) > rows:
@@ -158,7 +167,7 @@ def _decode(content: bytes, size: int, path: Path, row: int) -> Tensor:
     import numpy as np
     from PIL import Image
 
-    if len(content) > _MAX_IMAGE or len(content) < 33 or not content.startswith(_PNG) or content[12:16] != b"IHDR":
+    if len(content) < 33 or not content.startswith(_PNG) or content[12:16] != b"IHDR":
         raise FwvizError(f"{path}: row {row} holds no PNG image: make the file again.")
     width, height = struct.unpack(">II", content[16:24])
     if (width, height) != (size, size):
@@ -169,7 +178,7 @@ def _decode(content: bytes, size: int, path: Path, row: int) -> Tensor:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             if image.size != (size, size):  # a second header inside the file
                 raise ValueError
-            array = np.array(image.convert("RGB"))
+            array = np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError):
         raise FwvizError(f"{path}: row {row} holds a PNG image that cannot be decoded: make the file again.") from None
     return torch.from_numpy(array).permute(2, 0, 1)
