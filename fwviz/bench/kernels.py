@@ -19,11 +19,10 @@ from torch import Tensor
 
 from fwviz.bench.synthetic import random_base, vit_layout, write_pool
 from fwviz.space.files import CheckpointFile
-from fwviz.space.vectors import StreamedTaskVectors
+from fwviz.space.vectors import ResidentTaskVectors, StreamedTaskVectors
 from fwviz.types import ParamLayout, TaskVectors
 
 _CHUNK = 1 << 20  # bytes of one plain read
-_RESIDENT = ("float32", "bfloat16", "float16")
 
 Work = Callable[[], object]
 
@@ -42,45 +41,54 @@ def run(
     """
     layout = layout or vit_layout()
     before = torch.get_num_threads()
+    counts = sorted(set(threads or (1, before)))
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         files = list(write_pool(Path(temporary), layout, checkpoints))
-        gradient = torch.randn(layout.size, generator=torch.Generator().manual_seed(2))
-        out = torch.empty(layout.size)
         streamed = StreamedTaskVectors(layout, [file.path.stem for file in files], random_base(layout), files)
         try:
-            for storage, dtype in (("streamed", "float16"), *(("resident", name) for name in _RESIDENT)):
-                held = streamed.resident(getattr(torch, dtype)) if storage == "resident" else None
-                vectors: TaskVectors = held or streamed
-                for count in sorted(set(threads or (1, before))):
-                    torch.set_num_threads(count)
-                    read = _read_memory(held.matrix) if held else _read_files(files, count)
-                    for kernel, granularity, work in _kernels(vectors, gradient, out):
-                        counted = vectors.bytes_read
-                        work()  # once to warm up and to count
-                        gigabytes = (vectors.bytes_read - counted) / 1e9
-                        seconds, plain = _best_in_turn(work, read, repeats)
-                        rows.append(
-                            {
-                                "kernel": kernel,
-                                "storage": storage,
-                                "dtype": dtype,
-                                "granularity": granularity,
-                                "threads": count,
-                                "gigabytes": gigabytes,
-                                "seconds": seconds,
-                                "gb_per_s": gigabytes / seconds,
-                                "read_gb_per_s": gigabytes / plain,
-                                "share": plain / seconds,
-                            }
-                        )
-                del held, vectors
+            rows += _measure(streamed, "streamed", "float16", counts, repeats)
+            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+                rows += _measure(
+                    streamed.resident(dtype), "resident", str(dtype).removeprefix("torch."), counts, repeats
+                )
         finally:
             torch.set_num_threads(before)
     return pd.DataFrame(rows)
 
 
-def _kernels(vectors: TaskVectors, gradient: Tensor, out: Tensor) -> Iterator[tuple[str, str, Work]]:
+def _measure(
+    vectors: ResidentTaskVectors | StreamedTaskVectors, storage: str, dtype: str, counts: Sequence[int], repeats: int
+) -> Iterator[dict[str, object]]:
+    """All kernels on one storage."""
+    for count in counts:
+        torch.set_num_threads(count)
+        if isinstance(vectors, StreamedTaskVectors):
+            read = _read_files(vectors.files, count)
+        else:
+            read = _read_memory(vectors.matrix)
+        for kernel, granularity, work in _kernels(vectors):
+            counted = vectors.bytes_read
+            work()  # once to warm up and to count
+            gigabytes = (vectors.bytes_read - counted) / 1e9
+            seconds, plain = _best_in_turn(work, read, repeats)
+            yield {
+                "kernel": kernel,
+                "storage": storage,
+                "dtype": dtype,
+                "granularity": granularity,
+                "threads": count,
+                "gigabytes": gigabytes,
+                "seconds": seconds,
+                "gb_per_s": gigabytes / seconds,
+                "read_gb_per_s": gigabytes / plain,
+                "share": plain / seconds,
+            }
+
+
+def _kernels(vectors: TaskVectors) -> Iterator[tuple[str, str, Work]]:
+    gradient = torch.randn(vectors.layout.size, generator=torch.Generator().manual_seed(2))
+    out = torch.empty_like(gradient)
     model, tensor = vectors.layout.groups("model"), vectors.layout.groups("tensor")
     average = torch.full((1, vectors.n), 1 / vectors.n)
     yield "scores", "model", lambda: vectors.scores(gradient, model)

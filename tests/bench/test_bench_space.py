@@ -1,0 +1,63 @@
+"""The measuring programs themselves, on pools small enough for a test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fwviz.bench import kernels, memory
+from fwviz.bench.synthetic import random_base, random_move, vit_layout, write_pool
+
+TINY = vit_layout(width=24, blocks=2)
+
+
+def test_the_synthetic_pool_has_the_shapes_of_vit_b_32() -> None:
+    layout = vit_layout()
+    assert layout.size == 87_849_216
+    assert len(layout.groups("layer")) == 14  # stem, twelve blocks, head
+
+
+@pytest.mark.slow
+def test_the_layout_is_that_of_the_real_tower() -> None:
+    objective = memory.ClipObjective(vit_layout(), samples=1)
+    assert not TINY.excluded
+    assert objective.flat.theta.numel() == sum(p.numel() for p in objective.model.parameters())
+
+
+def test_kernels_counts_the_bytes_of_each_storage(tmp_path: Path) -> None:
+    table = kernels.run(checkpoints=2, repeats=1, threads=(1,), layout=TINY, folder=tmp_path)
+    assert len(table) == 4 * 4  # streamed, three resident dtypes; scores twice, cosines, combine
+    width = table["dtype"].map({"float32": 4, "float16": 2, "bfloat16": 2})
+    assert (table["gigabytes"] * 1e9).round().tolist() == (width * 2 * TINY.size).tolist()
+    assert (table["gb_per_s"] * table["seconds"]).tolist() == pytest.approx(table["gigabytes"].tolist())
+    assert (table["share"] > 0).all()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_quadratic_is_least_at_its_checkpoints(tmp_path: Path) -> None:
+    """Its gradient agrees with finite differences, and checkpoint k solves task k."""
+    base, move = random_base(TINY, torch.float32), random_move(TINY)
+    objective = memory.QuadraticObjective(base, move, torch.empty_like(base))
+    for k, file in enumerate(write_pool(tmp_path, TINY, 2, torch.float32)):
+        theta, raw = torch.empty(TINY.size), torch.empty(TINY.size * 4, dtype=torch.uint8)
+        file.read_flat(0, TINY.size, theta, raw)
+        losses, gradient = objective.gradient(theta, tasks=(memory.TASKS[k],))
+        assert losses.item() == pytest.approx(0.0, abs=1e-9)
+        assert gradient.abs().max() < 1e-7
+    theta, step = base + 0.01, torch.randn(TINY.size, generator=torch.Generator().manual_seed(0))
+    slope = torch.dot(objective.gradient(theta)[1], step).item()
+    ahead, behind = (objective.losses(theta + sign * 1e-2 * step).mean().item() for sign in (1, -1))
+    assert (ahead - behind) / 2e-2 == pytest.approx(slope, rel=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", list(memory.METHODS))
+def test_memory_does_not_grow_with_the_pool(tmp_path: Path, method: str) -> None:
+    """42M parameters: sixteen streamed checkpoints take at most 5 % more than four."""
+    layout = vit_layout(width=768, blocks=5)
+    table = memory.run(checkpoints=(4, 16), methods=(method,), layout=layout, folder=tmp_path)
+    assert table["growth"].iloc[1] < 0.05
+    assert (table["steps"] > 1).all()
+    assert (table["extra_mb"] * 1e6 > 4 * layout.size).all()  # a run needs θ at least: the peak is really measured
