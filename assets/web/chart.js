@@ -57,7 +57,7 @@
     };
   }
 
-  fwviz.mountChart = (element, props, trigger, watch) => {
+  fwviz.mountChart = (element, props, trigger, watch, server) => {
     const card = element.querySelector(".fw-card");
     const name = card.dataset.chart;
     const plot = element.querySelector(".fw-plot");
@@ -74,13 +74,13 @@
 
     const visible = () => plot.isConnected && plot.offsetWidth > 0;
 
-    function take() {
-      const payload = fwviz.parse(props.value, null);
+    state.push = (payload) => {
       if (!payload || (state.payload && payload.v <= state.payload.v)) return;
       state.payload = payload;
       state.received += 1;
       ask();
-    }
+    };
+    const take = () => state.push(fwviz.parse(props.value, null));
 
     function ask() {
       dirty = true;
@@ -162,26 +162,10 @@
       line.style.height = layout._size.h + "px";
     }
 
-    // --- data table, made of what is drawn --------------------------------------------------------
-    function rows() {
-      const out = [];
-      const label = (axis, fallback) => (axis?.title?.text || fallback).replace(/<[^>]*>/g, "");
-      let columns = null;
-      for (const trace of plot._fullData || []) {
-        if (trace.visible !== true || trace.meta === "decoration" || trace.hoverinfo === "skip") continue;
-        const suffix = (id) => (id && id !== "x" && id !== "y" ? id.slice(1) : "");
-        const xTitle = label(plot._fullLayout["xaxis" + suffix(trace.xaxis)], "x");
-        const yTitle = label(plot._fullLayout["yaxis" + suffix(trace.yaxis)], "y");
-        if (trace.z) {
-          columns ||= [xTitle, yTitle, "value"];
-          trace.z.forEach((values, i) => Array.from(values).forEach((value, j) => out.push([trace.x ? trace.x[j] : j, trace.y ? trace.y[i] : i, value])));
-          continue;
-        }
-        columns ||= ["series", xTitle, yTitle];
-        const length = Math.max(trace.x?.length || 0, trace.y?.length || 0);
-        for (let i = 0; i < length; i++) out.push([trace.name ?? "", trace.x ? trace.x[i] : i, trace.y ? trace.y[i] : i]);
-      }
-      return { columns: columns || [], rows: out };
+    // --- data table: the tidy table the server drew this figure from ----------------------------------
+    async function rows() {
+      const found = fwviz.parse(await server.rows(state.payload?.ask || ""), null);
+      return found?.columns ? found : { columns: [], rows: [] };
     }
 
     const show = (value) => {
@@ -189,8 +173,11 @@
       return Number.isInteger(value) ? String(value) : Number(value.toPrecision(5)).toString();
     };
 
-    function fillTable() {
-      const { columns, rows: all } = rows();
+    async function fillTable() {
+      const asked = state.payload.v;
+      const { columns, rows: all } = await rows();
+      if (asked !== state.payload.v && state.filled) return; // a newer picture is on its way, and so is its table
+      state.filled = asked;
       const shown = all.slice(0, 400);
       const table = fwviz.el("table", {}, fwviz.el("thead", {}, fwviz.el("tr", {}, ...columns.map((c) => fwviz.el("th", { scope: "col" }, c)))));
       const body = fwviz.el("tbody");
@@ -241,7 +228,7 @@
       );
     };
 
-    card.addEventListener("click", (event) => {
+    card.addEventListener("click", async (event) => {
       const button = event.target.closest("button[data-act]");
       if (!button) return;
       const act = button.dataset.act;
@@ -257,7 +244,7 @@
       }
       if (!state.ready) return fwviz.say("There is nothing to save in this chart yet.");
       if (act === "csv") {
-        const { columns, rows: all } = rows();
+        const { columns, rows: all } = await rows();
         save([columns, ...all].map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n", "text/csv", "csv");
       } else if (act === "html") page();
       else image(act);

@@ -270,6 +270,7 @@
       } else if (next.recipe) drawSettings();
       fill();
       root.classList.remove("loading");
+      if (next.pool && recipe.tasks.some((task) => !value.relevance?.[task])) trigger("edit", { recipe: JSON.stringify(recipe), what: "open" });
     }
     watch("value", take);
     take();

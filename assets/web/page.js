@@ -85,6 +85,16 @@
     fwviz.setQuery(changes);
   };
 
+  // gradio tells of every tab that shows, the first included: the tab of the link is opened once that has happened.
+  const FIRST_TAB = "relevance";
+  let wantedTab = fwviz.query().get("tab");
+  fwviz.chosenTab = (name) => {
+    const button = wantedTab && wantedTab !== name && document.getElementById(`fw-tab-${wantedTab}-button`);
+    wantedTab = null;
+    if (button) button.click();
+    else fwviz.setQuery({ tab: name === FIRST_TAB ? null : name });
+  };
+
   // --- drawer (the sidebar at phone width) --------------------------------------------------------
   fwviz.drawer = (open) => {
     document.body.classList.toggle("fw-drawer-open", open);

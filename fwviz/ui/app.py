@@ -28,8 +28,8 @@ from fwviz.ui.theme import make_theme
 
 TITLE = "fwviz · model merging as it happens"
 TAGLINE = (
-    "See model merging as it happens: which checkpoints the Frank–Wolfe oracle wants for your tasks, and what each step "
-    "does to accuracy."
+    "See model merging as it happens: which checkpoints the Frank–Wolfe oracle wants for your tasks, and what each "
+    "step does to accuracy."
 )
 UPDATE_EVERY = 0.2  # seconds between two updates of a live page, at least
 LOOK_EVERY = 0.04  # seconds between two looks at a job
@@ -39,15 +39,6 @@ Answer = Callable[[Desk, Session, str, Any], Messages]
 
 _log = logging.getLogger(__name__)
 _UNEXPECTED = "Something unexpected happened on the server: its log has the details."
-
-_HEADER = """<header class="fw-header">
-<button type="button" data-act="drawer" data-fw-drawer aria-expanded="false" aria-controls="fw-form">
-<svg viewBox="0 0 16 16" fill="none" stroke="currentColor" stroke-width="1.8" stroke-linecap="round" aria-hidden="true"><path d="M2 4h12M2 8h12M2 12h12"/></svg><span>Recipe</span></button>
-<div class="fw-logo"><svg viewBox="0 0 32 32" aria-hidden="true"><path d="M16 3 29.5 27h-27z" fill="var(--fw-accent-soft)" stroke="var(--fw-accent)" stroke-width="2" stroke-linejoin="round"/><path d="M4.5 26 12 22.5l5-7.5-2.4-3.4" fill="none" stroke="var(--fw-accent)" stroke-width="2" stroke-linecap="round" stroke-linejoin="round"/><circle cx="14.6" cy="11.6" r="2.7" fill="#e97224"/></svg><h1>fwviz</h1></div>
-<p class="fw-tagline">{tagline}</p>
-<button type="button" data-act="link" title="Copy a link to what you see"><svg viewBox="0 0 16 16" fill="none" stroke="currentColor" stroke-width="1.6" stroke-linecap="round" aria-hidden="true"><path d="M6.5 9.5l3-3M7 4.5l1.3-1.3a3 3 0 014.3 4.3L11.3 8.8M9 11.5l-1.3 1.3a3 3 0 01-4.3-4.3l1.3-1.3"/></svg><span>Copy link</span></button>
-<button type="button" data-act="theme" aria-label="Switch between light and dark" title="Light or dark"><svg class="fw-sun" viewBox="0 0 16 16" fill="none" stroke="currentColor" stroke-width="1.6" stroke-linecap="round" aria-hidden="true"><circle cx="8" cy="8" r="3"/><path d="M8 1v1.5M8 13.500V15M1 8h1.500M13.500 8H15M3 3l1 1M12 12l1 1M13 3l-1 1M4 12l-1 1"/></svg><svg class="fw-moon" viewBox="0 0 16 16" fill="currentColor" aria-hidden="true"><path d="M6.200 1.500a6.500 6.500 0 108.300 8.300 5.200 5.200 0 01-8.300-8.300z"/></svg></button>
-</header>"""
 
 # Runs before our scripts are there: the address, the width and the runs this browser remembers.
 _BOOT = """() => {
@@ -61,9 +52,13 @@ _BOOT = """() => {
 def build_demo(desk: Desk | None = None) -> gr.Blocks:
     """The page. ``desk`` answers it; by default one over the run store and the recordings that ship with fwviz."""
     desk = desk or make_desk()
+
+    def rows(asked: str) -> str:
+        return desk.rows(asked)
+
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as demo:
         gr.HTML(
-            html_template=_HEADER.format(tagline=TAGLINE),
+            html_template=web.template("header.html", tagline=TAGLINE),
             js_on_load="window.fwviz.mountHeader(element)",
             apply_default_css=False,
             head=web.scripts(),
@@ -75,20 +70,20 @@ def build_demo(desk: Desk | None = None) -> gr.Blocks:
                 parts: dict[str, gr.HTML] = {"form": make_form(), "runbar": make_runbar()}
             with gr.Column(elem_id="fw-main"):
                 parts["scrubber"] = make_scrubber()
-                with gr.Tabs(elem_id="fw-tabs") as tabs:
-                    with gr.Tab("Relevance", id="relevance") as relevance_tab:
-                        parts |= make_relevance()
-                    with gr.Tab("Merge (live)", id="merge") as merge_tab:
-                        parts["tiles"], charts, parts["export"] = make_merge()
+                with gr.Tabs(elem_id="fw-tabs"):
+                    with gr.Tab("Relevance", id="relevance", elem_id="fw-tab-relevance") as relevance_tab:
+                        parts |= make_relevance(rows)
+                    with gr.Tab("Merge (live)", id="merge", elem_id="fw-tab-merge") as merge_tab:
+                        parts["tiles"], charts, parts["export"] = make_merge(rows)
                         parts |= charts
                         parts["history"] = make_history()
         gr.HTML(
-            html_template='<button type="button" id="fw-drawer-shade" tabindex="-1" aria-label="Close the recipe"></button>',
+            html_template='<button id="fw-drawer-shade" tabindex="-1" aria-label="Close the recipe"></button>',
             js_on_load="element.addEventListener('click', () => window.fwviz.drawer(false))",
             apply_default_css=False,
             head=web.scripts(),
         )
-        _wire(demo, desk, parts, tabs, {"relevance": relevance_tab, "merge": merge_tab}, boot)
+        _wire(demo, desk, parts, {"relevance": relevance_tab, "merge": merge_tab}, boot)
     demo.queue(max_size=32, default_concurrency_limit=4)
     return demo
 
@@ -103,7 +98,6 @@ def _wire(
     demo: gr.Blocks,
     desk: Desk,
     parts: Mapping[str, gr.HTML],
-    tabs: gr.Tabs,
     tab_items: Mapping[str, gr.Tab],
     boot: gr.Textbox,
 ) -> None:
@@ -121,7 +115,9 @@ def _wire(
 
         def handle(event: gr.EventData, request: gr.Request) -> dict[Any, Any]:
             session = desk.sessions.get(request.session_hash)
-            return spread(_guarded(desk, session, functools.partial(answer, desk, session, _owner(request), event._data)))
+            return spread(
+                _guarded(desk, session, functools.partial(answer, desk, session, _owner(request), event._data))
+            )
 
         return handle
 
@@ -139,10 +135,8 @@ def _wire(
     async def open_page(opening: str, request: gr.Request) -> AsyncIterator[dict[Any, Any]]:
         session = desk.sessions.get(request.session_hash)
         asked = functools.partial(desk.open, session, state.parse_opening(opening))
-        first = True
         async for messages in _follow(desk, session, asked):
-            yield spread(messages) | ({tabs: gr.Tabs(selected=session.tab)} if first else {})
-            first = False
+            yield spread(messages)
 
     async def rank(event: gr.EventData, request: gr.Request) -> AsyncIterator[dict[Any, Any]]:
         session = desk.sessions.get(request.session_hash)
@@ -150,10 +144,12 @@ def _wire(
             yield spread(messages)
 
     streams: dict[str, Any] = {"concurrency_limit": None, "trigger_mode": "multiple", **quiet}
-    demo.load(open_page, boot, **{**streams, "outputs": [tabs, *outputs]}, js=_BOOT)
+    demo.load(open_page, boot, **streams, js=_BOOT)
     parts["form"].edit(rank, None, **{**quiet, "trigger_mode": "always_last"})
     parts["form"].pool(once(lambda d, s, o, e: d.choose_pool(e)), None, **quiet)
-    parts["runbar"].run(then_follow(lambda d, s, o, e: d.start(s, o, state.parse_event(e), paused=False)), None, **streams)
+    parts["runbar"].run(
+        then_follow(lambda d, s, o, e: d.start(s, o, state.parse_event(e), paused=False)), None, **streams
+    )
     parts["runbar"].step(then_follow(_step), None, **streams)
     parts["runbar"].pause(once(lambda d, s, o, e: d.pause(s)), None, **quiet)
     parts["runbar"].stop(once(lambda d, s, o, e: d.stop(s)), None, **quiet)
@@ -166,7 +162,7 @@ def _wire(
     for name, tab in tab_items.items():
         chosen = functools.partial(_chosen_tab, name)
         tab.select(once(chosen), None, **quiet)
-        tab.select(None, None, None, js=f"() => {{ window.fwviz?.setQuery({{tab: '{name}'}}) }}")
+        tab.select(None, None, None, js=f"() => {{ window.fwviz?.chosenTab('{name}') }}")
 
 
 def views_of_charts(parts: Mapping[str, gr.HTML]) -> tuple[str, ...]:

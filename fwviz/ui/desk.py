@@ -5,14 +5,15 @@ A message set maps the name of a component (see fwviz.ui.app) to what it is sent
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from fwviz.pools.open import open_pool, pool_ids
-from fwviz.registry import describe_settings, entries, entry
+from fwviz.registry import entries, entry
 from fwviz.runs.assemble import assemble
 from fwviz.runs.recipe import Recipe
 from fwviz.runs.trace import Trace
@@ -30,6 +31,7 @@ from fwviz.ui.state import Opening, Session, View
 Messages = dict[str, str]
 
 FIRST_METHOD = "fw_soft"
+MAX_ROWS = 5000
 
 _log = logging.getLogger(__name__)
 
@@ -111,11 +113,12 @@ class Desk:
         return {"form": self._form(recipe, recipe.to_url()), "runbar": runbar_value(None)}
 
     def check(self, session: Session, data: Any) -> tuple[Recipe, Messages]:
-        """An edited recipe: its link, or one sentence on what is wrong with it."""
+        """An edited recipe: its link, or one sentence on what is wrong with it. A page that just opened keeps its link."""
         recipe = self.parse(data)
-        job = self.job(session)
-        known = self._known(recipe)
-        return recipe, {"form": relevance_value(known, recipe.to_url()), "runbar": runbar_value(job)}
+        if data.get("what") == "open":
+            return recipe, {"form": relevance_value(self._known(recipe))}
+        runbar = self._runbar(self.job(session))
+        return recipe, {"form": relevance_value(self._known(recipe), recipe.to_url()), "runbar": runbar}
 
     def parse(self, data: Any) -> Recipe:
         """The recipe of an event, checked against its pool."""
@@ -144,7 +147,9 @@ class Desk:
         pools = self._pools()
         card = open_pool(recipe.pool).card
         titles = [(name, open_pool(name).card.title) for name in pools]
-        return form_value(replace(card, id=recipe.pool), pools=titles, recipe=recipe, relevance=self._known(recipe), query=query)
+        return form_value(
+            replace(card, id=recipe.pool), pools=titles, recipe=recipe, relevance=self._known(recipe), query=query
+        )
 
     def _pools(self) -> tuple[str, ...]:
         return pool_ids()
@@ -239,6 +244,8 @@ class Desk:
         return self.charts(session, names, replace(shown, index=index))
 
     def choose_tab(self, session: Session, tab: Any) -> Messages:
+        if state.parse_tab(tab) == session.tab:
+            return {}  # the browser also tells of the tab it opens with
         session.tab = state.parse_tab(tab)
         shown = self.shown(session)
         return self.charts(session, views.TABS[session.tab], shown) if shown is not None else {}
@@ -309,28 +316,46 @@ class Desk:
         """What the page looks at, None if there is nothing to look at."""
         if session.view is None:
             return None
+        return self._shown(session.view, session.index, session.vertex, session.compare, session.narrow)
+
+    def _shown(
+        self, view: View, index: int | None, vertex: str | None, compare: Sequence[View], narrow: bool
+    ) -> views.Shown | None:
         try:
-            trace = self.library.find(session.view)
+            trace = self.library.find(view)
         except FwvizError:
             return None
         last = len(trace.frames) - 1
-        index = last if session.index is None else min(session.index, last)
         compared = []
-        for view in session.compare or ((session.view,) if trace.finished else ()):
+        for other in compare or ((view,) if trace.finished else ()):
             try:
-                compared.append(self.library.find(view))
+                compared.append((str(other), self.library.find(other)))
             except FwvizError:
                 continue
         return views.Shown(
-            key=str(session.view),
+            key=str(view),
             trace=trace,
-            index=index,
-            narrow=session.narrow,
-            vertex=session.vertex,
+            index=last if index is None else min(index, last),
+            narrow=narrow,
+            vertex=vertex,
             compared=tuple(compared),
             card=self._card(trace),
             live=not trace.finished,
         )
+
+    def rows(self, asked: Any) -> str:
+        """The table behind a chart as JSON {columns, rows}, or {problem}: the answer to what a payload says to ask."""
+        try:
+            name, view, index, vertex, compared = state.parse_question(asked, tuple(views.TABLES))
+            shown = self._shown(view, index, vertex, compared, False)
+            if shown is None:
+                raise FwvizError("that run is no longer there.")
+            if vertex is not None:
+                state.parse_id(vertex, shown.trace.checkpoints, "checkpoint in this run")
+            data = views.table(name, shown, self.measured).head(MAX_ROWS)
+            return str(data.to_json(orient="split", index=False, double_precision=6)).replace('"data":', '"rows":', 1)
+        except FwvizError as error:
+            return json.dumps({"problem": str(error)})
 
     def _card(self, trace: Trace) -> PoolCard | None:
         try:

@@ -168,7 +168,7 @@ class JobBoard:
     # --- the queue --------------------------------------------------------------------------------
 
     def _queue(self) -> list[Job]:
-        """Queued jobs in the order they will start: owners with fewer live runs first, then those served longest ago."""
+        """Queued jobs in the order they will start: owners with fewer runs first, then those served longest ago."""
         queued = [job for job in self._jobs.values() if not job.started and not job.ended]
         running = [job.owner for job in self._jobs.values() if job.started and not job.ended]
         nth: dict[str, int] = {}
@@ -220,7 +220,9 @@ class JobBoard:
         job.ended = True
         job.note = note or (job.final.note if job.final is not None else "")
         if job.final is None:
-            job.final = replace(job.header, frames=tuple(job.frames), status="stopped" if not job.started else "failed", note=job.note)
+            job.final = replace(
+                job.header, frames=tuple(job.frames), status="stopped" if not job.started else "failed", note=job.note
+            )
             job.writer.finish(job.final)
         job.version += 1
         ended = [other for other in self._jobs.values() if other.ended]

@@ -151,6 +151,26 @@ def parse_compared(value: Any) -> tuple[View, ...]:
     return tuple(dict.fromkeys(parse_view(item) for item in value))
 
 
+def parse_question(value: Any, charts: Sequence[str]) -> tuple[str, View, int, str | None, tuple[View, ...]]:
+    """Which table a page asks for: JSON text [chart, view, index, checkpoint or null, views compared]."""
+    try:
+        parts = json.loads(value) if isinstance(value, str) and len(value) <= MAX_TEXT else None
+    except (ValueError, RecursionError):
+        parts = None
+    if not isinstance(parts, list) or len(parts) != 5:
+        raise FwvizError("the page asked for a table that does not exist: reload it.")
+    chart, view, index, vertex, compared = parts
+    if vertex is not None and not isinstance(vertex, str):
+        raise FwvizError("there is no such checkpoint.")
+    return (
+        parse_id(chart, charts, "chart"),
+        parse_view(view),
+        parse_index(index, 10**6),
+        vertex,
+        parse_compared(compared),
+    )
+
+
 def parse_id(value: Any, known: Sequence[str], what: str) -> str:
     """One of the known ids."""
     if not isinstance(value, str) or value not in known:
@@ -168,7 +188,11 @@ def parse_opening(value: Any) -> Opening:
     if not isinstance(message, Mapping):
         message = {}
     query = message.get("query")
-    pairs = {k: v for k, v in query.items() if isinstance(k, str) and isinstance(v, str)} if isinstance(query, Mapping) else {}
+    pairs = (
+        {k: v for k, v in query.items() if isinstance(k, str) and isinstance(v, str)}
+        if isinstance(query, Mapping)
+        else {}
+    )
     job: View | None = None
     try:
         if "job" in pairs:
@@ -182,7 +206,9 @@ def parse_opening(value: Any) -> Opening:
     width = message.get("width")
     narrow = isinstance(width, int | float) and not isinstance(width, bool) and 0 < width < NARROW
     recipe = {name: text for name, text in pairs.items() if _RECIPE_KEYS.fullmatch(name)}
-    return Opening(recipe, job, max(index, 0) if index is not None else None, tab, narrow, parse_runs(message.get("runs")), problem)
+    return Opening(
+        recipe, job, max(index, 0) if index is not None else None, tab, narrow, parse_runs(message.get("runs")), problem
+    )
 
 
 def _whole(value: Any) -> int | None:

@@ -5,6 +5,7 @@ No maths here: lenses measure, charts draw, this says which belongs to which.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -36,9 +37,14 @@ class Shown:
     index: int
     narrow: bool
     vertex: str | None
-    compared: tuple[Trace, ...]
+    compared: tuple[tuple[str, Trace], ...]
     card: PoolCard | None
     live: bool
+
+    def ask(self, name: str) -> str:
+        """What a page sends back to get the table of a chart as it is drawn now."""
+        others = [view for view, _ in self.compared]
+        return json.dumps([name, self.key, self.index, self.vertex, others], separators=(",", ":"))
 
 
 def draw(name: str, shown: Shown, measured: Measurements) -> str:
@@ -49,12 +55,13 @@ def draw(name: str, shown: Shown, measured: Measurements) -> str:
         return payload(None, key=shown.key, note=str(error))
     figure = entry("charts", name).run(data, theme="light", narrow=shown.narrow)
     meta = figure.layout.meta or {}
-    return payload(figure, key=shown.key, summary=meta.get("summary", ""), cursor=bool(meta.get("cursor")))
+    cursor = bool(meta.get("cursor"))
+    return payload(figure, key=shown.key, ask=shown.ask(name), summary=meta.get("summary", ""), cursor=cursor)
 
 
 def table(name: str, shown: Shown, measured: Measurements) -> pd.DataFrame:
     """The tidy table one chart draws. Raises FwvizError with the reason why there is none."""
-    made: pd.DataFrame = _TABLES[name](shown, measured)
+    made: pd.DataFrame = TABLES[name](shown, measured)
     return made
 
 
@@ -69,7 +76,9 @@ def _lmo_bars(shown: Shown, measured: Measurements) -> pd.DataFrame:
     history = history[history["scope"] != "joint"]
     if not len(history):
         if not trace.frames or shown.live:
-            raise FwvizError("The scores appear with the first iteration." if shown.live else "Press Run to see the scores.")
+            raise FwvizError(
+                "The scores appear with the first iteration." if shown.live else "Press Run to see the scores."
+            )
         return measured.lmo(trace, shown.index)
     frame = trace.frames[shown.index]
     recorded = sorted(set(history["t"]))
@@ -116,7 +125,9 @@ def _promise(shown: Shown, measured: Measurements) -> pd.DataFrame:
     found = measured.promised(shown.trace, shown.index, shown.vertex or "")
     if found is None:
         where = f"towards {shown.vertex}" if shown.vertex else "towards the checkpoint that is wanted most"
-        raise FwvizError(f"Press Measure to walk from this step {where}, or click a checkpoint's bar to walk towards it.")
+        raise FwvizError(
+            f"Press Measure to walk from this step {where}, or click a checkpoint's bar to walk towards it."
+        )
     return found
 
 
@@ -125,7 +136,7 @@ def _average(shown: Shown, measured: Measurements, split: Split) -> dict[str, fl
     return found.get(split) if found else None
 
 
-_TABLES: dict[str, Callable[[Shown, Measurements], Any]] = {
+TABLES: dict[str, Callable[[Shown, Measurements], Any]] = {
     "lmo_bars": _lmo_bars,
     "lmo_layers": _lmo_layers,
     "lmo_history": lambda s, m: _lens("lmo_history", s.trace, s.card),
@@ -134,7 +145,7 @@ _TABLES: dict[str, Callable[[Shown, Measurements], Any]] = {
     "accuracy_live": lambda s, m: _lens("accuracy", s.trace, s.card, _average(s, m, "validation")),
     "accuracy_bars": lambda s, m: _lens("results", s.trace, s.card, _average(s, m, "test")),
     "coefficients_bars": lambda s, m: _lens("coefficients", s.trace, s.card, index=s.index),
-    "comparison": lambda s, m: _lens("comparison", s.compared, s.card),
+    "comparison": lambda s, m: _lens("comparison", [trace for _, trace in s.compared], s.card),
 }
 
 
@@ -152,7 +163,7 @@ def mark(name: str, shown: Shown, measured: Measurements) -> Hashable:
         "accuracy_live": (sum(bool(frame.accuracy) for frame in trace.frames), average),
         "accuracy_bars": (trace.finished, average),
         "coefficients_bars": index,
-        "comparison": (trace.finished, tuple(other.id for other in shown.compared)),
+        "comparison": (trace.finished, tuple(key for key, _ in shown.compared)),
     }
     return marks[name]
 
@@ -167,7 +178,9 @@ def positions(trace: Trace) -> list[float]:
 def frame_at(trace: Trace, t: Any) -> int:
     """The frame of the completed iterate nearest to ``t``."""
     wanted = parse_index(round(t) if isinstance(t, float) and abs(t) < 1e6 else t, 10**6)
-    return min(range(len(trace.frames)), key=lambda i: (abs(trace.frames[i].t - wanted), trace.frames[i].inner), default=0)
+    return min(
+        range(len(trace.frames)), key=lambda i: (abs(trace.frames[i].t - wanted), trace.frames[i].inner), default=0
+    )
 
 
 def tiles(trace: Trace, index: int) -> list[tuple[str, str, str]]:
@@ -188,7 +201,9 @@ def tiles(trace: Trace, index: int) -> list[tuple[str, str, str]]:
     base, individual = mean("base", split), mean("individual", split)
     made = [("Average accuracy", percent(100 * accuracy) if accuracy is not None else "–", f"{split} images")]
     if base is not None and individual is not None:
-        made.append(("Base → individual", f"{percent(100 * base)[:-2]} → {percent(100 * individual)}", f"{split}, same tasks"))
+        made.append(
+            ("Base → individual", f"{percent(100 * base)[:-2]} → {percent(100 * individual)}", f"{split}, same tasks")
+        )
     made.append(("Time", f"{frame.seconds:.1f} s", "of this run, pauses left out"))
     made.append(("Extra memory", _bytes(frame.peak_memory_bytes), "peak of the process"))
     made.append(("Checkpoint data read", _bytes(frame.bytes_read), f"{len(trace.checkpoints)} checkpoints"))

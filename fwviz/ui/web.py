@@ -25,7 +25,8 @@ def plotly_path() -> Path:
     from importlib.util import find_spec
 
     found = find_spec("plotly")
-    assert found is not None and found.origin is not None
+    assert found is not None
+    assert found.origin is not None
     return Path(found.origin).parent / "package_data" / "plotly.min.js"
 
 
@@ -62,6 +63,14 @@ def _serve(request: Request) -> Response:
     return Response(content, media_type=_TYPES[path.suffix], headers=headers)
 
 
+def template(file: str, /, **fields: str) -> str:
+    """A file of HTML with ``@field`` replaced; the values must be escaped already."""
+    text = (ASSETS / file).read_text(encoding="utf-8")
+    for field, value in fields.items():
+        text = text.replace(f"@{field}", value)
+    return text
+
+
 def routes() -> list[BaseRoute]:
     """Routes given to the app that gradio makes."""
     return [Route(f"/{PREFIX}/{{name}}", _serve)]
@@ -80,11 +89,13 @@ def head() -> str:
 
 
 def _dark_of_light() -> dict[str, str]:
-    """Every colour of the charts' light palette → its counterpart in the dark one, as #rrggbb and as the start of rgba()."""
+    """Every colour of the charts' light palette → its dark counterpart, as #rrggbb and as the start of rgba()."""
     from fwviz.charts._style import PALETTES
 
     def flat(value: Any) -> list[str]:
-        return [value] if isinstance(value, str) else [c for item in value for c in flat(item)] if isinstance(value, tuple) else []
+        if isinstance(value, str):
+            return [value]
+        return [colour for item in value for colour in flat(item)] if isinstance(value, tuple) else []
 
     def start(colour: str) -> str:
         return f"rgba({','.join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))},"

@@ -81,7 +81,8 @@ def test_a_job_is_read_by_version_and_leaves_a_record(board: JobBoard, clockwork
     assert job.state == "running"
     version = job.version
     assert board.wait(job, version, 2.0) > version
-    assert [frame.t for frame in job.trace().frames[:3]] == [0, 1, 2] and job.trace().pool_title == "Tiny"
+    assert [frame.t for frame in job.trace().frames[:3]] == [0, 1, 2]
+    assert job.trace().pool_title == "Tiny"
     clockwork.gate.set()
     until(lambda: job.ended)
     assert job.state == "done"
@@ -102,7 +103,8 @@ def test_stop_acts_within_a_second_and_pause_holds(board: JobBoard) -> None:
     start = time.monotonic()
     board.stop(job)
     until(lambda: job.ended)
-    assert time.monotonic() - start < 1.0 and job.state == "stopped"
+    assert time.monotonic() - start < 1.0
+    assert job.state == "stopped"
 
 
 def test_two_run_and_the_others_wait_their_turn(board: JobBoard, clockwork: Clockwork) -> None:
@@ -137,7 +139,8 @@ def test_the_queue_is_bounded_per_owner_and_in_all(tmp_path: Path, clockwork: Cl
 def test_a_queued_job_can_be_stopped(board: JobBoard) -> None:
     jobs: list[Job] = [board.submit(RECIPE, "me") for _ in range(3)]
     board.stop(jobs[2])
-    assert jobs[2].ended and jobs[2].state == "stopped"
+    assert jobs[2].ended
+    assert jobs[2].state == "stopped"
     assert board.store.load(jobs[2].id).status == "stopped"
     board.stop(jobs[0])
     until(lambda: jobs[0].ended)
@@ -152,7 +155,8 @@ def test_a_job_nobody_looks_at_ends_by_itself(tmp_path: Path, clockwork: Clockwo
         return lonely.ended
 
     until(looked_at)
-    assert lonely.state == "stopped" and not seen.ended
+    assert lonely.state == "stopped"
+    assert not seen.ended
     clockwork.gate.set()
     board.close()
 
@@ -166,7 +170,9 @@ def test_an_unexpected_error_ends_the_job_with_one_sentence(tmp_path: Path, capl
     board = JobBoard(RunStore(tmp_path), execute=broken)
     job = board.submit(RECIPE, "me")
     until(lambda: job.ended)
-    assert job.state == "failed" and "secret" not in job.note and job.note.endswith("details.")
+    assert job.state == "failed"
+    assert "secret" not in job.note
+    assert job.note.endswith("details.")
     assert "secret path" in caplog.text
 
 

@@ -13,7 +13,11 @@ from fwviz.types import FwvizError
 from fwviz.ui import state
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=40)
-ANYTHING = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4), max_leaves=8)
+ANYTHING = st.recursive(
+    PLAIN,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=8,
+)
 PARSERS = (
     state.parse_event,
     lambda value: state.parse_recipe(value, ("vision",)),
@@ -24,6 +28,9 @@ PARSERS = (
     state.parse_runs,
     state.parse_compared,
     lambda value: state.parse_id(value, ("a", "b"), "task"),
+    lambda value: state.parse_question(value, ("gap_curve",)),
+    lambda value: state.parse_question(json.dumps([value, "rec:a", 0, None, []], default=str), ("gap_curve",)),
+    lambda value: state.parse_question(json.dumps(["gap_curve", "rec:a", 0, value, []], default=str), ("gap_curve",)),
 )
 
 
@@ -34,7 +41,10 @@ def test_every_parser_returns_or_says_one_sentence(value: object) -> None:
             parse(value)
         except FwvizError as error:
             text = str(error)
-            assert text and len(text) < 400 and "\n" not in text and "Traceback" not in text
+            assert text
+            assert len(text) < 400
+            assert "\n" not in text
+            assert "Traceback" not in text
 
 
 @given(ANYTHING)
@@ -46,7 +56,8 @@ def test_a_page_always_opens(message: object) -> None:
     except ValueError:
         return
     opening = state.parse_opening(text)
-    assert opening.tab in state.TABS and len(opening.runs) <= state.MAX_RUNS
+    assert opening.tab in state.TABS
+    assert len(opening.runs) <= state.MAX_RUNS
     assert all(isinstance(value, str) for value in opening.recipe_query.values())
 
 
@@ -59,7 +70,14 @@ def test_any_query_opens(query: dict[str, str]) -> None:
 
 
 def test_opening_reads_a_whole_link() -> None:
-    query = {"pool": "vision", "method": "fw_soft", "t": "7", "tab": "merge", "job": "20261121-2330-fw_soft-ab12cd", "__theme": "dark"}
+    query = {
+        "pool": "vision",
+        "method": "fw_soft",
+        "t": "7",
+        "tab": "merge",
+        "job": "20261121-2330-fw_soft-ab12cd",
+        "__theme": "dark",
+    }
     opening = state.parse_opening(json.dumps({"query": query, "width": 1440, "runs": ["a", "a", "../b", 3, "c"]}))
     assert opening.recipe_query == {"pool": "vision", "method": "fw_soft"}
     assert opening.job == state.View("run", "20261121-2330-fw_soft-ab12cd")
@@ -74,9 +92,7 @@ def test_a_path_is_no_run() -> None:
             state.parse_view(bad)
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"), [(3, 3), (3.0, 3), ("4", 4), (-5, 0), (10**6, 9), ("-1", 0)]
-)
+@pytest.mark.parametrize(("value", "expected"), [(3, 3), (3.0, 3), ("4", 4), (-5, 0), (10**6, 9), ("-1", 0)])
 def test_index_is_clipped_to_the_run(value: object, expected: int) -> None:
     assert state.parse_index(value, 10) == expected
 
@@ -109,5 +125,6 @@ def test_sessions_are_independent_and_bounded() -> None:
     assert sessions.get("one") is first
     for name in ("three", "four"):
         sessions.get(name)
-    assert sessions.get("two") is not first and sessions.get("two").index is None
+    assert sessions.get("two") is not first
+    assert sessions.get("two").index is None
     assert len(sessions._known) == 3

@@ -31,15 +31,7 @@ def make_history() -> gr.HTML:
     """The table of runs. Events: ``open`` {id}, ``compare`` {ids}, ``forget`` {id, runs}."""
     return gr.HTML(
         value="",
-        html_template='<article class="fw-card" aria-labelledby="fw-title-history"><header>'
-        '<h3 id="fw-title-history">Which runs are there to look at and to compare?</h3></header>'
-        '<p class="fw-reading">Open a run to scrub through it; tick several and the comparison above shows them side by side. '
-        "Your own runs are remembered by this browser.</p>"
-        '<div class="fw-scroll"><table><thead><tr><th scope="col"><span class="fw-sr">Compare</span></th>'
-        '<th scope="col">Run</th><th scope="col">When</th><th scope="col" class="num">Tasks / checkpoints</th>'
-        '<th scope="col" class="num">Test accuracy</th><th scope="col" class="num">Time</th><th scope="col">State</th>'
-        '<th scope="col"><span class="fw-sr">Delete</span></th></tr></thead><tbody></tbody></table></div>'
-        '<p class="fw-empty" hidden>No runs yet: press Run.</p></article>',
+        html_template=web.template("history.html"),
         js_on_load="const send = {open: (d) => trigger('open', d), compare: (d) => trigger('compare', d), "
         "forget: (d) => trigger('forget', d)}; "
         "window.fwviz.mountHistory(element, props, (name, data) => send[name](data), watch)",

@@ -9,13 +9,14 @@ import gradio as gr
 
 from fwviz.runs.trace import Trace
 from fwviz.ui import web, wire
-from fwviz.ui.panels.relevance import chart_card
+from fwviz.ui.panels.relevance import Rows, chart_card
 from fwviz.ui.state import View
 
 CHARTS = ("accuracy_live", "accuracy_bars", "coefficients_bars", "comparison")
 LEAD = (
-    "The merged model is tested after every step on images it has never been tuned on. <b>Base</b> is the model before any "
-    "fine-tuning, <b>individual</b> each task's own checkpoint: merging works when one model comes close to all of them."
+    "The merged model is tested after every step on images it has never been tuned on. <b>Base</b> is the model before "
+    "any fine-tuning, <b>individual</b> each task's own checkpoint: merging works when one model comes close to all of "
+    "them."
 )
 _DOWNLOADS = (
     ("weights", "Weights (safetensors)", "merged model at the step shown"),
@@ -25,12 +26,12 @@ _DOWNLOADS = (
 )
 
 
-def make_merge() -> tuple[gr.HTML, dict[str, gr.HTML], gr.HTML]:
+def make_merge(rows: Rows) -> tuple[gr.HTML, dict[str, gr.HTML], gr.HTML]:
     """The tiles, the charts by name, and the export card."""
     gr.HTML(f'<p class="fw-lead">{LEAD}</p>', apply_default_css=False)
     tiles = gr.HTML(tiles_value(()), apply_default_css=False, elem_id="fw-tiles")
     with gr.Row(elem_classes="fw-grid"):
-        charts = {name: chart_card(name, wide=("accuracy_live", "comparison")) for name in CHARTS}
+        charts = {name: chart_card(name, rows, wide=("accuracy_live", "comparison")) for name in CHARTS}
     return tiles, charts, _make_export()
 
 
@@ -40,13 +41,7 @@ def _make_export() -> gr.HTML:
     )
     return gr.HTML(
         value="",
-        html_template='<article class="fw-card" aria-labelledby="fw-title-export"><header>'
-        '<h3 id="fw-title-export">How do I take this home?</h3></header>'
-        '<p class="fw-reading">The weights load with <code>CLIPModel.from_pretrained</code>; the command repeats the run on '
-        "your own machine. Every chart can be saved from its own menu.</p>"
-        f'<div class="fw-downloads">{links}</div><div class="fw-cli-row"><code class="fw-cli" tabindex="0" '
-        'aria-label="Command that repeats this run"></code>'
-        '<button type="button" class="fw-button" data-act="copy">Copy command</button></div></article>',
+        html_template=web.template("export.html", links=links),
         js_on_load="window.fwviz.mountExport(element, props, trigger, watch)",
         apply_default_css=False,
         head=web.scripts(),
@@ -68,8 +63,8 @@ def export_value(view: View, trace: Trace, index: int) -> str:
 
 def tiles_value(tiles: Sequence[tuple[str, str, str]]) -> str:
     """A row of numbers: (name, value, remark)."""
-    cells = "".join(
-        f'<div class="fw-tile"><dt>{html.escape(name)}</dt><dd>{html.escape(value)}<small>{html.escape(remark)}</small></dd></div>'
-        for name, value, remark in tiles
-    )
+    cells = ""
+    for tile in tiles:
+        name, value, remark = (html.escape(text) for text in tile)
+        cells += f'<div class="fw-tile"><dt>{name}</dt><dd>{value}<small>{remark}</small></dd></div>'
     return f'<dl class="fw-tiles">{cells}</dl>'

@@ -18,14 +18,7 @@ def make_scrubber() -> gr.HTML:
     """Replay, single steps, a slider over the frames and what is known of the frame shown. Event: ``scrub``."""
     return gr.HTML(
         value="",
-        html_template='<div class="fw-scrubber" role="group" aria-label="Step of the merge">'
-        '<div class="fw-buttons"><button type="button" data-act="back" aria-label="One step back" title="One step back (←)">◀</button>'
-        '<button type="button" data-act="play" aria-label="Replay" title="Replay (space)">▶</button>'
-        '<button type="button" data-act="next" aria-label="One step on" title="One step on (→)">▶︎|</button></div>'
-        '<input type="range" min="0" max="0" value="0" step="1" aria-label="Step of the merge">'
-        '<span class="fw-now">t = 0</span>'
-        '<div class="fw-below"><span class="fw-badge" hidden></span><span class="fw-source"></span>'
-        '<span class="fw-facts"></span><button type="button" data-act="follow" hidden>Back to live</button></div></div>',
+        html_template=web.template("scrubber.html"),
         js_on_load="window.fwviz.mountScrubber(element, props, (name, data) => trigger('scrub', data), watch)",
         apply_default_css=False,
         head=web.scripts(),
@@ -45,15 +38,18 @@ def scrubber_value(
     default: bool = False,
     replay: bool = False,
 ) -> str:
-    """Ticks [x, t, inner, loss, gap, accuracy] and where to stand. ``positions`` are x per frame, as the charts draw them.
+    """Ticks [x, t, inner, loss, gap, accuracy] and where to stand; ``positions`` are x per frame, as in the charts.
 
-    ``default`` says that this is what a page without parameters shows, so the address needs none for it; ``replay`` starts the replay.
+    ``default`` says that this is what a page without parameters shows, so the address needs none for it; ``replay``
+    starts the replay.
     """
     ticks: list[Tick] = []
     for frame, x in zip(trace.frames, positions, strict=True):
         accuracy = frame.mean_accuracy
         if accuracy is None and "validation" in frame.final:  # the closing frame was judged on the whole split
-            accuracy = sum(score.accuracy for score in frame.final["validation"].values()) / len(frame.final["validation"])
+            accuracy = sum(score.accuracy for score in frame.final["validation"].values()) / len(
+                frame.final["validation"]
+            )
         ticks.append((round(x, 4), frame.t, frame.inner, _short(frame.loss), _short(frame.gap), _short(accuracy)))
     kind = "recording" if view.kind == "rec" else "run"
     link = {} if default else {"view": str(view)} if view.kind == "rec" else {"job": view.id}

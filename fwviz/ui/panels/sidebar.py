@@ -66,7 +66,9 @@ def runbar_value(job: Job | None, *, ahead: int = 0, error: str = "", note: str 
     if job is None:
         return wire.message(status="idle", message=error or note, tone="error" if error else "info")
     said = {
-        "queued": f"Waiting for a free place: {ahead} before you." if ahead else "Waiting for a free place: you are next.",
+        "queued": f"Waiting for a free place: {ahead} before you."
+        if ahead
+        else "Waiting for a free place: you are next.",
         "starting": "Opening the pool …",
         "running": f"{len(job.recipe.checkpoints)} checkpoints for {len(job.recipe.tasks)} tasks",
         "paused": "Held: press Step for one iteration, or Resume.",
@@ -99,7 +101,14 @@ def form_value(
         for t in card.tasks
     ]
     checkpoints = [
-        {"id": c.id, "title": c.title, "task": c.task, "kind": c.kind, "note": c.note, "accuracy": c.accuracy.get("test")}
+        {
+            "id": c.id,
+            "title": c.title,
+            "task": c.task,
+            "kind": c.kind,
+            "note": c.note,
+            "accuracy": c.accuracy.get("test"),
+        }
         for c in card.checkpoints
     ]
     pool = {

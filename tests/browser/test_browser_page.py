@@ -1,0 +1,278 @@
+"""The page as a person meets it, in a real browser."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def chart(page: Any, name: str) -> dict[str, Any]:
+    """What a chart knows of itself."""
+    found: dict[str, Any] = page.evaluate(
+        "name => { const c = window.fwviz.charts[name]; return c && {mount: c.mount, drawn: c.drawn, ready: c.ready, "
+        "v: c.payload?.v, figure: Boolean(c.payload?.figure)} }",
+        name,
+    )
+    return found
+
+
+def run_to_the_end(page: Any) -> None:
+    page.click("#fw-runbar [data-act=run]")
+    page.wait_for_function("document.querySelector('#fw-runbar .fw-state').dataset.status === 'done'")
+
+
+def ticks(page: Any) -> int:
+    return int(page.get_attribute("#fw-scrubber input[type=range]", "max"))
+
+
+def test_first_paint_shows_the_recorded_run(opened: Any) -> None:
+    page = opened
+    assert page.inner_text("h1") == "fwviz"
+    page.wait_for_function("window.fwviz.charts.lmo_bars?.drawn > 0")
+    assert page.inner_text("#fw-scrubber .fw-badge").lower() == "recording"
+    assert "FW-Merging, soft" in page.inner_text("#fw-scrubber .fw-source")
+    bars = page.locator("#fw-chart-lmo_bars .fw-plot")
+    assert bars.get_attribute("role") == "img"
+    assert "want" in (bars.get_attribute("aria-label") or "")
+    assert page.locator("#fw-chart-lmo_bars .bars path").count() >= 5
+    assert ticks(page) > 6
+    assert "job=" not in page.url
+    assert "view=" not in page.url
+
+
+def test_run_is_live_and_leaves_a_link_that_reattaches(opened: Any) -> None:
+    page = opened
+    page.click("#fw-tabs [role=tab]:has-text('Merge')")
+    page.wait_for_function("window.fwviz.charts.accuracy_live?.ready")
+    mount = chart(page, "accuracy_live")["mount"]
+    start = time.monotonic()
+    page.click("#fw-runbar [data-act=run]")
+    page.wait_for_function(
+        "document.querySelector('#fw-scrubber .fw-badge').dataset.kind === 'live' && window.fwviz.firstStep > 0"
+    )
+    first = page.evaluate("window.fwviz.firstStep")
+    before, begun = page.evaluate("window.fwviz.updates"), time.monotonic()
+    page.wait_for_function("document.querySelector('#fw-runbar .fw-state').dataset.status === 'done'")
+    took = time.monotonic() - begun
+    rate = (page.evaluate("window.fwviz.updates") - before) / max(took, 1e-3)
+    whole = time.monotonic() - start
+    print(f"\nfirst live step {first:.0f} ms after Run, {rate:.1f} updates/s over {took:.1f} s, {whole:.1f} s in all")
+    assert first < 15_000
+    assert chart(page, "accuracy_live")["mount"] == mount, "the chart was mounted anew"
+    page.wait_for_function("/%/.test(document.querySelector('#fw-history tbody tr').textContent)")
+    assert "job=" in page.url
+    assert "method=fw_soft" in page.url
+    frames = ticks(page)
+    page.reload(wait_until="domcontentloaded")
+    page.wait_for_selector(".fw-plot .main-svg")
+    page.wait_for_function(f"document.querySelector('#fw-scrubber input[type=range]').max === '{frames}'")
+    assert page.inner_text("#fw-scrubber .fw-badge").lower() == "run"
+    assert page.get_attribute("#fw-tabs [role=tab]:has-text('Merge')", "aria-selected") == "true"
+
+
+def test_stop_acts_and_a_reload_during_a_run_reattaches(opened: Any) -> None:
+    page = opened
+    set_slow(page)
+    page.click("#fw-runbar [data-act=run]")
+    page.wait_for_function("document.querySelector('#fw-runbar .fw-state').dataset.status === 'running'")
+    job = page.evaluate("new URLSearchParams(location.search).get('job')")
+    page.reload(wait_until="domcontentloaded")
+    page.wait_for_function("document.querySelector('#fw-scrubber .fw-badge')?.dataset.kind === 'live'")
+    assert page.evaluate("new URLSearchParams(location.search).get('job')") == job
+    page.wait_for_function("window.fwviz.updates > 2")
+    page.click("#fw-runbar [data-act=pause]")
+    page.wait_for_function("document.querySelector('#fw-runbar .fw-state').dataset.status === 'paused'")
+    at = page.inner_text("#fw-scrubber .fw-now")
+    page.click("#fw-runbar [data-act=step]")
+    page.wait_for_function("at => document.querySelector('#fw-scrubber .fw-now').textContent !== at", arg=at)
+    start = time.monotonic()
+    page.click("#fw-runbar [data-act=stop]")
+    page.wait_for_function(
+        "['stopping', 'stopped'].includes(document.querySelector('#fw-runbar .fw-state').dataset.status)"
+    )
+    print(f"\nstop acted after {1000 * (time.monotonic() - start):.0f} ms")
+    assert time.monotonic() - start < 10
+    page.wait_for_function("document.querySelector('#fw-runbar .fw-state').dataset.status === 'stopped'")
+
+
+def set_slow(page: Any) -> None:
+    """A run that lasts: many inner updates."""
+    page.wait_for_selector("#fw-set-max_steps")
+    page.locator(".fw-more > summary").click()
+    for name, value in (("max_steps", "60"), ("epsilon", "0")):
+        page.fill(f"#fw-set-{name}", value)
+        page.locator(f"#fw-set-{name}").blur()
+    page.fill("#fw-set-inner_updates", "200")
+    page.locator("#fw-set-inner_updates").blur()
+
+
+def test_step_makes_one_iterate_and_holds(opened: Any) -> None:
+    page = opened
+    page.click("#fw-runbar [data-act=step]")
+    page.wait_for_function("document.querySelector('#fw-runbar .fw-state').dataset.status === 'paused'")
+    assert page.inner_text("#fw-scrubber .fw-now") == "t = 0"
+    page.click("#fw-runbar [data-act=stop]")
+    page.wait_for_function("document.querySelector('#fw-runbar .fw-state').dataset.status === 'stopped'")
+
+
+def test_scrubbing_moves_the_charts_and_the_address(opened: Any) -> None:
+    page = opened
+    page.wait_for_function("window.fwviz.charts.lmo_bars?.drawn > 0 && window.fwviz.charts.gap_curve?.ready")
+    page.evaluate("window.fwviz.goTo(0)")
+    page.wait_for_function("new URLSearchParams(location.search).get('t') === '0'")
+    page.wait_for_function("document.querySelector('#fw-scrubber .fw-now').textContent === 't = 0'")
+    page.wait_for_timeout(500)
+    first = chart(page, "lmo_bars")
+    line = "document.querySelector('#fw-chart-gap_curve .fw-cursor').style.transform"
+    before = page.evaluate(line)
+    page.keyboard.press("ArrowRight")
+    for _ in range(40):
+        page.keyboard.press("ArrowRight")
+    assert page.evaluate(line) != before
+    page.wait_for_function("v => window.fwviz.charts.lmo_bars.payload.v > v", arg=first["v"])
+    assert page.evaluate("Number(new URLSearchParams(location.search).get('t'))") > 20
+    assert chart(page, "lmo_bars")["mount"] == first["mount"]
+
+
+def test_zoom_survives_fifty_updates_without_a_remount(opened: Any) -> None:
+    page = opened
+    page.wait_for_function("window.fwviz.charts.gap_curve?.ready")
+    plot = "document.querySelector('#fw-chart-gap_curve .fw-plot')"
+    page.evaluate(f"Plotly.relayout({plot}, {{'xaxis.range': [1, 3]}})")
+    page.evaluate(f"{plot}.dataset.mine = 'same node'")
+    drawn = chart(page, "gap_curve")["drawn"]
+    page.evaluate(
+        """async () => {
+          const state = window.fwviz.charts.gap_curve;
+          for (let i = 0; i < 50; i++) {
+            state.push({...state.payload, v: state.payload.v + 1});
+            await new Promise((done) => setTimeout(done, 40));
+          }
+        }"""
+    )
+    page.wait_for_function("n => window.fwviz.charts.gap_curve.drawn >= n + 25", arg=drawn)
+    assert [round(x, 3) for x in page.evaluate(f"{plot}._fullLayout.xaxis.range")] == [1, 3]
+    assert page.evaluate(f"{plot}.dataset.mine") == "same node"
+
+
+def test_a_click_reaches_python(opened: Any) -> None:
+    page = opened
+    page.wait_for_function("window.fwviz.charts.gap_curve?.ready")
+    page.evaluate("window.fwviz.goTo(0)")
+    page.wait_for_timeout(600)
+    page.locator("#fw-chart-gap_curve").scroll_into_view_if_needed()
+    x, y = page.evaluate(
+        """() => {
+          const plot = document.querySelector('#fw-chart-gap_curve .fw-plot');
+          const box = plot.getBoundingClientRect();
+          const {xaxis, yaxis} = plot._fullLayout;
+          const trace = plot._fullData.find((t) => t.yaxis === 'y');
+          return [box.x + xaxis._offset + xaxis.d2p(trace.x[2]), box.y + yaxis._offset + yaxis.d2p(trace.y[2])];
+        }"""
+    )
+    page.mouse.move(x, y)
+    page.wait_for_timeout(200)
+    page.mouse.click(x, y)
+    page.wait_for_function("document.querySelector('#fw-scrubber .fw-now').textContent === 't = 2'")
+
+
+def test_measure_draws_promise_and_reality(opened: Any) -> None:
+    page = opened
+    card = page.locator("#fw-chart-promise_reality")
+    card.scroll_into_view_if_needed()
+    assert chart(page, "promise_reality")["figure"] is False
+    card.locator("[data-act=measure]").click()
+    page.wait_for_function("Boolean(window.fwviz.charts.promise_reality.payload.figure)")
+    page.wait_for_function("window.fwviz.charts.promise_reality.ready")
+
+
+def test_data_table_shows_the_numbers(opened: Any) -> None:
+    page = opened
+    page.wait_for_function("window.fwviz.charts.lmo_bars?.ready")
+    page.click("#fw-chart-lmo_bars [data-act=table]")
+    page.wait_for_selector("#fw-chart-lmo_bars .fw-table td")
+    head = page.locator("#fw-chart-lmo_bars .fw-table th").all_inner_texts()
+    assert "checkpoint" in head
+    assert "score" in head
+    assert page.locator("#fw-chart-lmo_bars .fw-table tbody tr").count() == 10
+    with page.expect_download() as download:
+        page.locator("#fw-chart-lmo_bars .fw-menu summary").click()
+        page.click("#fw-chart-lmo_bars [data-act=csv]")
+    lines = Path(download.value.path()).read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 11
+    assert "score" in lines[0]
+
+
+def test_two_browsers_are_independent(open_context: Any) -> None:
+    one, two = open_context(), open_context()
+    first, second = one.open(), two.open()
+    second.wait_for_function("window.fwviz.charts.lmo_bars?.drawn > 0")
+    before = second.url, second.inner_text("#fw-scrubber .fw-source")
+    run_to_the_end(first)
+    assert (second.url, second.inner_text("#fw-scrubber .fw-source")) == before
+    assert second.inner_text("#fw-scrubber .fw-badge").lower() == "recording"
+    assert first.locator("#fw-history tbody tr").count() >= 0
+    second.click("#fw-tabs [role=tab]:has-text('Merge')")
+    second.wait_for_selector("#fw-history tbody tr")
+    assert second.locator("#fw-history tbody tr").count() == 1, "a run of another browser shows up"
+
+
+def test_a_wrong_setting_is_said_and_nothing_is_lost(opened: Any) -> None:
+    page = opened
+    page.wait_for_selector("#fw-set-max_steps")
+    page.fill("#fw-set-max_steps", "100000")
+    page.locator("#fw-set-max_steps").blur()
+    page.click("#fw-runbar [data-act=run]")
+    page.wait_for_function("document.querySelector('#fw-runbar .fw-message').dataset.tone === 'error'")
+    assert "max_steps" in page.inner_text("#fw-runbar .fw-message")
+    assert page.input_value("#fw-set-max_steps") == "100000"
+    assert page.locator("#fw-chart-lmo_bars .main-svg").count() > 0
+
+
+def test_a_link_restores_recipe_step_and_tab(open_context: Any) -> None:
+    watched = open_context()
+    page = watched.open(
+        "?pool=tiny&method=task_arithmetic&tasks=colour,shape&checkpoints=colour,stripes&set.scale=0.7&tab=merge&t=3"
+    )
+    page.wait_for_function("document.querySelector('#fw-method')?.value === 'task_arithmetic'")
+    assert json.loads(page.evaluate("window.fwviz.recipe()"))["tasks"] == ["colour", "shape"]
+    assert page.input_value("#fw-set-scale") == "0.7"
+    assert page.get_attribute("#fw-tabs [role=tab]:has-text('Merge')", "aria-selected") == "true"
+    assert page.input_value("#fw-scrubber input[type=range]") == "3"
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_phone_width_needs_no_sideways_scroll(open_context: Any, theme: str) -> None:
+    watched = open_context(viewport={"width": 390, "height": 844}, color_scheme=theme, has_touch=True)
+    page = watched.open()
+    page.wait_for_function("window.fwviz.charts.lmo_bars?.drawn > 0")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert not page.locator("#fw-form").is_visible()
+    assert page.locator("#fw-runbar [data-act=run]").is_visible()
+    page.click("[data-fw-drawer]")
+    page.wait_for_selector("#fw-method")
+    assert page.locator("#fw-method").is_visible()
+    page.keyboard.press("Escape")
+    page.wait_for_function("getComputedStyle(document.querySelector('#fw-form')).visibility === 'hidden'")
+    page.click("#fw-tabs [role=tab]:has-text('Merge')")
+    page.wait_for_function("window.fwviz.charts.accuracy_live?.drawn > 0")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_dark_and_light_without_the_server(opened: Any) -> None:
+    page = opened
+    page.wait_for_function("window.fwviz.charts.gap_curve?.ready")
+    colour = "getComputedStyle(document.querySelector('#fw-chart-gap_curve .xtick text')).fill"
+    version = chart(page, "gap_curve")["v"]
+    light = page.evaluate(colour)
+    page.click("#fw-header [data-act=theme]")
+    page.wait_for_function(f"{colour} !== '{light}'")
+    assert page.evaluate("document.body.classList.contains('dark')")
+    assert chart(page, "gap_curve")["v"] == version, "the server was asked for a new figure"
+    page.reload(wait_until="domcontentloaded")
+    page.wait_for_selector(".fw-plot .main-svg")
+    assert page.evaluate("document.body.classList.contains('dark')")
