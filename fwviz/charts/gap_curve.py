@@ -60,7 +60,7 @@ def gap_curve(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool 
         if known.any():
             notes.append(_last(t[known][-1], values[known][-1], axis, colour, theme))
     notes.append(style.note("<b>calibration loss</b> (nats)", theme, y=1, yshift=4))
-    notes.append(style.note("<b>gap</b> (nats)", theme, y=0.5, yshift=4))
+    notes.append(style.note("<b>gap</b> (nats)", theme, y=0.42, yshift=4))
     notes.append(style.note("iteration t", theme, y=0, yanchor="top", yshift=-22))
     reach = max(float(t.max()), 1.0)
     base = style.layout(

@@ -24,7 +24,7 @@ def promise_reality(data: pd.DataFrame, *, theme: style.Theme = "light", narrow:
 
     Args:
         data: rows task × γ of the lens ``promise``: ``task`` ("joint" first, then each task), ``gamma``, ``promised``,
-            ``measured``, optionally ``task_title``.
+            ``measured``, optionally ``task_title``, ``vertex_title`` (where the way leads).
 
     The joint loss is the large panel, the tasks are small ones on a scale of their own.
     """
@@ -36,8 +36,12 @@ def promise_reality(data: pd.DataFrame, *, theme: style.Theme = "light", narrow:
     rows = rows.assign(task=rows["task"].astype(str)).sort_values("gamma", kind="stable")
     names = style.titles(data.assign(task=data["task"].astype(str)), "task")
     names = {name: title for name, title in names.items() if (rows["task"] == name).any()}
-    main = "joint" if "joint" in names else next(iter(names))
-    small = [name for name in names if name != main]
+    # With a single task the joint loss is that task's: one panel says it all.
+    main = (
+        "joint" if "joint" in names and len(names) != 2 else next(n for n in names if n != "joint" or len(names) == 1)
+    )
+    small = [name for name in names if name not in (main, "joint")]
+    goal = str(rows["vertex_title"].iloc[0]) if "vertex_title" in rows else "the checkpoint"
     colours, styles = style.palette(theme), style.task_styles([n for n in names if n != "joint"], theme)
 
     wide = 2 if narrow else min(4, len(small)) or 1
@@ -59,11 +63,14 @@ def promise_reality(data: pd.DataFrame, *, theme: style.Theme = "light", narrow:
         colour = colours.ink if name == "joint" else styles[name].colour
         suffix = "" if k == 0 else str(k + 1)
         traces += _pair(part, suffix, colour, theme, name, names[name], main=k == 0)
-        changes |= _axes(part, suffix, box, theme, main=k == 0, narrow=narrow)
+        changes |= _axes(part, suffix, box, theme, main=k == 0, goal=style.short(goal, 12))
         title = "all tasks together" if name == "joint" else style.short(names[name], 16 if narrow else 28)
+        measure = (
+            "loss change (nats)" if narrow else f"change of calibration loss (nats) towards {style.short(goal, 40)}"
+        )
         changes["annotations"].append(
             style.note(
-                style.coloured(title, colour, bold=True) + (" · change of calibration loss (nats)" if k == 0 else ""),
+                style.coloured(title, colour, bold=True) + f" {style.DOT} {measure}" * (k == 0),
                 theme,
                 x=box[0][0],
                 y=box[1][1],
@@ -71,12 +78,12 @@ def promise_reality(data: pd.DataFrame, *, theme: style.Theme = "light", narrow:
             )
         )
         if k == 0:
-            changes["annotations"] += _labels(part, theme, colour, narrow)
+            changes["annotations"] += _labels(part, *changes["yaxis"]["range"], theme, colour)
     joint = rows[rows["task"] == main]
     base = style.layout(
         theme,
         height + 30 + 24,
-        summary=_summary(joint, names, main),
+        summary=_summary(joint, names, main, goal),
         reading=READING,
         revision="promise_reality",
         margin=(44, 74 if narrow else 96, 30, 24),
@@ -131,6 +138,7 @@ def _pair(
             **shared,
             "mode": "markers",
             "name": "best point",
+            "cliponaxis": False,
             "x": gamma[best : best + 1],
             "y": measured[best : best + 1],
             "marker": {
@@ -152,7 +160,7 @@ def _axes(
     theme: style.Theme,
     *,
     main: bool,
-    narrow: bool,
+    goal: str,
 ) -> dict[str, Any]:
     colours = style.palette(theme)
     values = np.append(part[["promised", "measured"]].to_numpy(dtype=float).ravel(), 0.0)
@@ -168,7 +176,7 @@ def _axes(
             range=[0, 1.0],
             tickmode="array",
             tickvals=[0, 0.25, 0.5, 0.75, 1] if main else [0, 1],
-            ticktext=["now", "25%", "50%", "75%", "all the way"] if main else ["now", "all"],
+            ticktext=["now", "25%", "50%", "75%", goal] if main else ["now", "all"],
             showgrid=main,
         ),
         f"yaxis{suffix}": style.axis(
@@ -185,11 +193,9 @@ def _axes(
     }
 
 
-def _labels(part: pd.DataFrame, theme: style.Theme, colour: str, narrow: bool) -> list[dict[str, Any]]:
-    """Direct labels of the two curves at the right edge of the main panel."""
+def _labels(part: pd.DataFrame, low: float, high: float, theme: style.Theme, colour: str) -> list[dict[str, Any]]:
+    """Direct labels of the two curves at the right edge of the main panel, whose y axis runs from low to high."""
     colours = style.palette(theme)
-    axes = _axes(part, "", ((0, 1), (0, 1)), theme, main=True, narrow=narrow)
-    low, high = axes["yaxis"]["range"]
     last = part.iloc[-1]
     wanted = [float(np.clip(last[c], low, high)) for c in ("promised", "measured")]
     gap = (high - low) * 30 / 250
@@ -212,14 +218,15 @@ def _labels(part: pd.DataFrame, theme: style.Theme, colour: str, narrow: bool) -
     ]
 
 
-def _summary(joint: pd.DataFrame, names: dict[str, str], main: str) -> str:
+def _summary(joint: pd.DataFrame, names: dict[str, str], main: str, goal: str) -> str:
     best = joint.loc[joint["measured"].idxmin()]
     last = joint.iloc[-1]
     what = "all tasks together" if main == "joint" else names[main]
     promised, measured = style.number(float(last["promised"])), style.number(float(last["measured"]))
     place, lowest = style.percent(float(best["gamma"]), 0), style.number(float(best["measured"]))
+    reach = style.percent(trusted(joint), 0)
     return (
-        f"For {what} the promise holds (within 25 %) up to {style.percent(trusted(joint), 0)} of the way; "
+        f"Towards {goal} the promise for {what} holds (within 25 %) up to {reach} of the way; "
         f"the best point is at {place} with {lowest} nats; "
         f"at the end of the way {promised} was promised and {measured} measured."
     )

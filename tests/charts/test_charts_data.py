@@ -182,7 +182,8 @@ def way(slope: float, curve: float, task: str = "joint") -> pd.DataFrame:
 
 
 def test_promise_reality_marks_the_best_point_and_shades_the_difference() -> None:
-    figure = promise_reality(pd.concat([way(-1.0, 1.0), way(-2.0, 0.5, "flags")]))
+    tasks = [way(-1.0, 1.0), way(-2.0, 0.5, "flags"), way(0.0, 1.5, "letters")]
+    figure = promise_reality(pd.concat(tasks).assign(vertex_title="Weather"))
     promised, measured, best = figure.data[:3]
     np.testing.assert_allclose(promised.y, -np.linspace(0, 1, 11), atol=1e-6)
     np.testing.assert_allclose(measured.y, [g * g - g for g in np.linspace(0, 1, 11)], atol=1e-6)
@@ -193,8 +194,11 @@ def test_promise_reality_marks_the_best_point_and_shades_the_difference() -> Non
     small = figure.data[5]
     assert small.x[0] == pytest.approx(1.0)
     assert small.xaxis == "x2"
-    assert small.marker.color == style.task_styles(["flags"], "light")["flags"].colour
+    assert small.marker.color == style.task_styles(["flags", "letters"], "light")["flags"].colour
     assert "best point is at 50 %" in figure.layout.meta["summary"]
+    assert "Weather" in figure.layout.annotations[0].text
+    alone = promise_reality(pd.concat(tasks[:1] + tasks[1:2]))
+    assert len(alone.data) == 3  # the joint loss of one task is that task's
 
 
 def test_trusted_is_where_the_promise_holds() -> None:
