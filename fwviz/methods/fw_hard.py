@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -168,28 +168,9 @@ def fw_hard(problem: Problem, settings: Settings) -> Iterator[Step]:
         slope = float(now.slopes.gather(1, choice[:, None])[moving].sum())
 
         # Decide how far to go, showing every point that is tried.
+        searching = settings.step_rule in ("line_search", "short_step") and bool(moving.any())
         trials = [(0.0, now.loss)]
-        search: Iterator[tuple[float, float]] = iter(())
-        if settings.step_rule == "line_search":
-            search = simplex.line_search(
-                path.loss_with(problem, settings.loss),
-                now.loss,
-                slope if path.move is None else None,
-                first=min(1.0, 2.0 * gamma),
-                evaluations=settings.trials,
-            )
-        elif settings.step_rule == "short_step":
-            length = path.squared_length()
-            search = simplex.short_steps(
-                path.loss_with(problem, settings.loss), now.loss, slope, 0.5 * smoothness * length, settings.trials
-            )
-        else:
-            gamma = (
-                simplex.official(t, settings.official_scale)
-                if settings.step_rule == "official"
-                else simplex.open_loop(t)
-            )
-        for tried, value in search:
+        for tried, value in _search(path, problem, settings, slope, now.loss, gamma, smoothness) if searching else ():
             trials.append((tried, value))
             yield Step(
                 t=t + 1,
@@ -200,10 +181,14 @@ def fw_hard(problem: Problem, settings: Settings) -> Iterator[Step]:
                 step_size=tried,
                 note=f"trying {percent(tried)} of the way: calibration loss {value:.3f}",
             )
-        if len(trials) > 1:
+        if searching or not bool(moving.any()):
             gamma = min(trials, key=lambda trial: trial[1])[0]
+        elif settings.step_rule == "official":
+            gamma = simplex.official(t, settings.official_scale)
+        else:
+            gamma = simplex.open_loop(t)
         if settings.step_rule == "short_step" and gamma > 0.0:
-            smoothness = -slope / (gamma * length)
+            smoothness = -slope / (gamma * path.squared_length())
 
         # Go there, measure, and say what happened.
         before = now
@@ -211,7 +196,7 @@ def fw_hard(problem: Problem, settings: Settings) -> Iterator[Step]:
         theta.copy_(path.point(gamma))
         now = look(theta, coefficients)
         gap = simplex.fw_gap(now.slopes)
-        stuck = gamma == 0.0 or not bool(moving.any())
+        stuck = gamma == 0.0
         done = stuck or (certified and gap <= settings.epsilon)
         status: Status = "converged" if done else "max_steps" if t + 1 == settings.max_steps else "running"
         picks = [(hull.names[v],) if go else () for v, go in zip(choice.tolist(), moving.tolist(), strict=True)]
@@ -232,6 +217,21 @@ def fw_hard(problem: Problem, settings: Settings) -> Iterator[Step]:
             if stuck
             else f"moved {percent(gamma)} towards {words}; calibration loss {before.loss:.3f} → {now.loss:.3f}",
         )
+
+
+def _search(
+    path: _Path, problem: Problem, settings: Settings, slope: float, loss: float, last: float, smoothness: float
+) -> Iterator[tuple[float, float]]:
+    """The trials (γ, ℓ) of the step rule. ``last`` is the previous γ, ``smoothness`` the previous estimate of L."""
+
+    def loss_at(gamma: float) -> float:
+        return float(problem.objective.losses(path.point(gamma), loss=settings.loss).mean())
+
+    if settings.step_rule == "short_step":
+        curvature = 0.5 * smoothness * path.squared_length()  # halved, so that the estimate can shrink again
+        return simplex.short_steps(loss_at, loss, slope, curvature, settings.trials)
+    known = slope if path.move is None else None
+    return simplex.line_search(loss_at, loss, known, first=min(1.0, 2.0 * last), evaluations=settings.trials)
 
 
 def _state(coefficients: Tensor | None, theta: Tensor, base: Tensor, buffer: Tensor) -> _State:
@@ -288,10 +288,6 @@ class _Path:
             return self.hull.vectors.combine(rows.float(), self.hull.groups, out=self.buffer)
         assert self.move is not None
         return torch.add(self.theta, self.move, alpha=gamma, out=self.buffer)
-
-    def loss_with(self, problem: Problem, loss: LossName) -> Callable[[float], float]:
-        """The joint calibration loss as a function of γ."""
-        return lambda gamma: float(problem.objective.losses(self.point(gamma), loss=loss).mean())
 
     def squared_length(self) -> float:
         """‖s_t − θ_t‖², by way of the buffer."""

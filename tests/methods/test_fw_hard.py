@@ -209,15 +209,18 @@ def test_groups_that_point_uphill_stay() -> None:
     assert go.coefficients[uphill].any()  # type: ignore[index]
 
 
-def test_a_step_that_cannot_descend_ends_the_run() -> None:
-    """From the optimum every segment rises; the cosine rule offers one anyway."""
+@pytest.mark.parametrize("skip_uphill", [True, False])
+@pytest.mark.parametrize("merge_fn", ["convex", "ties"])
+def test_a_step_that_cannot_descend_ends_the_run(skip_uphill: bool, merge_fn: str) -> None:
+    """At the unconstrained optimum every way leads up: stay there and say so."""
     problem = toy_problem(mixture=torch.zeros(5))
-    objective: Any = problem.objective
-    objective.centres += 1e-3  # a gradient that is not exactly zero
-    steps = iterates(problem, init="base", score="tensor_cosine", epsilon=0.0)
-    assert steps[-1].status == "converged"
-    assert steps[-1].step_size == 0.0 or steps[-1].t < 10
-    assert steps[-1].loss <= steps[0].loss  # type: ignore[operator]
+    first, *trials, last = fw_hard(
+        problem, Settings(init="base", extra_vertices="none", skip_uphill=skip_uphill, merge_fn=merge_fn)
+    )
+    assert (len(trials) == 0) == skip_uphill
+    assert (last.t, last.status, last.step_size) == (1, "converged", 0.0)
+    assert last.loss == first.loss
+    assert "no lower" in last.note
 
 
 def test_settings_are_checked_before_the_run() -> None:
