@@ -32,9 +32,9 @@ from fwviz.types import FwvizError, LossName, Objective, ParamLayout, Problem
 
 TASKS = ("a", "b")
 METHODS: dict[str, dict[str, Any]] = {
-    # Enough to pass every allocation: line search, inner updates, several iterations.
-    "fw_hard": {"max_steps": 2, "trials": 2, "init": "average"},
-    "fw_soft": {"max_steps": 2, "inner_updates": 2, "init": "average"},
+    # Enough to pass every allocation: line search, inner updates, the step to the next iterate.
+    "fw_hard": {"max_steps": 2, "trials": 2, "init": "average", "task_scores": False},
+    "fw_soft": {"max_steps": 1, "inner_updates": 2, "init": "average"},
 }
 _CHUNK = 1 << 20
 
