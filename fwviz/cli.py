@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import logging
 import os
 import signal
 import sys
@@ -241,9 +242,30 @@ def _export(argv: Sequence[str]) -> int:
 
 def _train_pool(argv: Sequence[str]) -> int:
     """rebuild the embedded pool from packages"""
-    from fwviz.training.train_pool import main as train
-
-    return train(list(argv))
+    parser = _parser("train-pool", _train_pool)
+    parser.add_argument("--name", default="vision", help="id of the pool (vision)")
+    parser.add_argument("--out", type=Path, default=Path("assets/pools"), help="folder of pools (assets/pools)")
+    parser.add_argument("--cache", type=Path, default=Path("~/.cache/fwviz/train-pool"), help="what is kept on the way")
+    parser.add_argument("--seed", type=int, default=0, help="(0)")
+    parser.add_argument("--pretrain-seconds", type=float, default=3400, help="clock time for the base (3400)")
+    parser.add_argument("--device", default="cpu", help="where to pretrain: cpu or cuda (cpu)")
+    parser.add_argument("--threads", type=int, default=2, help="one core each (2)")
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        from fwviz.training.main import train_pool
+    except ModuleNotFoundError as error:
+        raise FwvizError(f"training needs {error.name}: install fwviz/training/requirements.txt.") from None
+    train_pool(
+        options.name,
+        options.out,
+        options.cache,
+        options.seed,
+        options.pretrain_seconds,
+        options.device,
+        options.threads,
+    )
+    return 0
 
 
 def _bench(argv: Sequence[str]) -> int:

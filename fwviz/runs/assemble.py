@@ -71,17 +71,6 @@ def _wants_inputs(recipe: Recipe) -> bool:
     return entry("methods", recipe.method).facts["data"] == "inputs" or recipe.settings.get("loss") == "entropy"
 
 
-def base_scores(assembly: Assembly) -> dict[str, tuple[float, ...]]:
-    """Per task the oracle's score ⟨∇ℓ_task(θ₀), τᵢ⟩ of each checkpoint at the base; the most negative is its choice."""
-    vectors, objective = assembly.problem.vectors, assembly.problem.objective
-    groups = vectors.layout.groups("model")
-    scores = {}
-    for task in assembly.recipe.tasks:
-        _, gradient = objective.gradient(vectors.base, tasks=[task])
-        scores[task] = tuple(vectors.scores(gradient, groups)[0].tolist())
-    return scores
-
-
 def pool_fingerprint(card: PoolCard) -> str:
     """16 hex digits over the hashes of base, checkpoints and data: equal for pools that hold the same bytes."""
     digest = hashlib.sha256()

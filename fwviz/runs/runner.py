@@ -98,15 +98,17 @@ class _Stopped(Exception):
 
 
 def run(
-    recipe: Recipe, *, control: Control | None = None, writer: RunWriter | None = None
+    recipe: Recipe, *, control: Control | None = None, writer: RunWriter | None = None, live: bool = True
 ) -> Generator[Frame, None, Trace]:
     """Run a recipe, yielding a Frame per completed iterate, inner updates at up to ten a second, and a closing frame.
+
+    Without ``live`` the inner updates are neither shown nor judged, which takes nobody's time where nobody looks.
 
     The closing frame carries the final status and the full scores of the last iterate. Problems (FwvizError, a loss
     that is not finite, memory) end the run with status "failed" and one sentence in ``note``. Closing the generator
     stops the run and completes its record. The generator returns the whole :class:`Trace`.
     """
-    session = _Session(recipe, control or Control(), writer)
+    session = _Session(recipe, control or Control(), writer, live)
     try:
         yield from session.frames()
     except GeneratorExit:
@@ -119,8 +121,8 @@ def run(
 
 
 def execute(recipe: Recipe, *, control: Control | None = None, writer: RunWriter | None = None) -> Trace:
-    """Run a recipe to its end and return the trace."""
-    frames = run(recipe, control=control, writer=writer)
+    """Run a recipe to its end, without a live view, and return the trace."""
+    frames = run(recipe, control=control, writer=writer, live=False)
     while True:
         try:
             next(frames)
@@ -132,10 +134,11 @@ def execute(recipe: Recipe, *, control: Control | None = None, writer: RunWriter
 class _Session:
     """The state of one run while it lasts."""
 
-    def __init__(self, recipe: Recipe, control: Control, writer: RunWriter | None) -> None:
+    def __init__(self, recipe: Recipe, control: Control, writer: RunWriter | None, live: bool) -> None:
         self.trace = Trace("", recipe, "", "", {}, {}, {})
         self._control = control
         self._writer = writer
+        self._live = live
         self._clock = Clock()
         self._memory = MemoryWatch(recipe.device)
         self._frames: list[Frame] = []
@@ -145,6 +148,7 @@ class _Session:
         self._evaluation_seconds = 0.0
         self._evaluations = 0
         self._evaluated_at = 0.0
+        self._shown_at = 0.0
         self._bytes_before = 0
         self._vectors: TaskVectors | None = None
 
@@ -193,7 +197,7 @@ class _Session:
         with contextlib.closing(steps):
             for step in steps:
                 _check_finite(step)
-                shown = step.inner == 0 or self._due(INNER_FRAME_EVERY, self._frames[-1].seconds if self._frames else 0)
+                shown = step.inner == 0 or (self._live and self._due(INNER_FRAME_EVERY, self._shown_at))
                 if step.coefficients is not None:
                     self._last = replace(step, coefficients=step.coefficients.clone())
                 elif shown:  # a borrowed delta is kept as weights, of the steps that are recorded only
@@ -312,6 +316,7 @@ class _Session:
 
     def _record(self, frame: Frame) -> None:
         self._frames.append(frame)
+        self._shown_at = frame.seconds
         if self._writer is not None:
             self._writer.append(frame)
 
