@@ -50,6 +50,11 @@ class ClipText:
             file.close()
         return cls(shape, tensors, _read_tokenizer(folder / "tokenizer.json", shape))
 
+    @property
+    def parameters(self) -> int:
+        """The number of weights."""
+        return sum(tensor.numel() for tensor in self._tensors.values())
+
     @torch.no_grad()
     def features(self, texts: Sequence[str]) -> Tensor:
         """Texts → unit embeddings (N, D). Texts beyond the tower's length are cut."""

@@ -36,6 +36,7 @@ _OPEN_POOLS = 4
 # and verify() is there.
 _HASH_LIMIT = 64 << 20
 _MATRIX_CACHE = 256 << 20  # bytes of task vectors kept for the next run, per pool
+_KEPT_TEXT = 8_000_000  # parameters of a text tower that stays in memory
 
 _lock = threading.Lock()
 _open: OrderedDict[tuple[Path, int, int], Pool] = OrderedDict()
@@ -101,6 +102,7 @@ class Pool:
         self._vision: dict[str, Tensor] | None = None
         self._base: Tensor | None = None
         self._heads: dict[str, Tensor] = {}
+        self._text: ClipText | None = None
         self._matrices: ByteCache[Tensor] = ByteCache(_MATRIX_CACHE)
         self._checked: set[str] = set()
 
@@ -166,7 +168,9 @@ class Pool:
         with self._lock:
             missing = [task for task in tasks if task.id not in self._heads]
             if missing:
-                text = ClipText.load(self._base_dir)
+                text = self._text or ClipText.load(self._base_dir)
+                # A small tower waits for the next choice of tasks; a large one is not worth its memory.
+                self._text = text if text.parameters <= _KEPT_TEXT else None
                 for task in missing:
                     head = text.heads(task.classes, task.prompts)
                     if not head.isfinite().all():

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+from fwviz.backbones.clip_config import VisionShape
 from fwviz.backbones.clip_text import ClipText
 from fwviz.backbones.clip_vision import ClipVision, vision_tensors
 from fwviz.space.layout import build_layout, unflatten
@@ -249,3 +250,29 @@ def test_damaged_text_side_gives_one_sentence(name: str, tiny_pool_path: Path, t
     damage(folder)
     with pytest.raises(FwvizError, match=message):
         ClipText.load(folder).features(["red"])
+
+
+@pytest.mark.slow
+def test_the_lean_tower_is_faster_than_the_one_it_replaces() -> None:
+    """In CPU time, side by side, at the size of the embedded pool; other work on the machine slows both."""
+    import time
+
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    config = CLIPVisionConfig(
+        hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
+        image_size=32, patch_size=8, projection_dim=128, hidden_act="gelu",
+    )  # fmt: skip
+    reference = CLIPVisionModelWithProjection(config).eval()
+    shape = VisionShape(128, 512, 4, 4, "gelu", 1e-5, 128, channels=3, image_size=32, patch_size=8)
+    own = ClipVision(shape, reference.state_dict(), logit_scale=1.0)
+    own.bind(build_layout(vision_tensors(shape)))
+    pixels = torch.randn(64, 3, 32, 32)
+
+    def seconds(forward: Callable[[torch.Tensor], torch.Tensor]) -> float:
+        start = time.thread_time()
+        forward(pixels)[:, 0].sum().backward()
+        return time.thread_time() - start
+
+    pairs = [(seconds(lambda x: reference(pixel_values=x).image_embeds), seconds(own.encode)) for _ in range(9)]
+    assert min(theirs for theirs, _ in pairs) > 1.1 * min(ours for _, ours in pairs)
