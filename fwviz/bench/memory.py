@@ -268,7 +268,9 @@ def _measure_apart(method: str, folder: Path, count: int, model: bool, layout: P
     command = [sys.executable, "-m", "fwviz.bench.memory", "--measure"]
     done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise FwvizError(f"the run of {method} on {count} checkpoints failed: {done.stderr.strip().splitlines()[-1]}.")
+        # A process that was killed, for memory say, leaves no message but the number of the signal, negative.
+        reason = (done.stderr.strip() or f"it ended with code {done.returncode}").splitlines()[-1]
+        raise FwvizError(f"the run of {method} on {count} checkpoints failed: {reason.rstrip('.')}.")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from fwviz.bench import kernels, memory
 from fwviz.bench.synthetic import random_base, random_move, vit_layout, write_pool
+from fwviz.types import FwvizError
 
 TINY = vit_layout(width=24, blocks=2)
 
@@ -50,6 +52,18 @@ def test_the_quadratic_is_least_at_its_checkpoints(tmp_path: Path) -> None:
     slope = torch.dot(objective.gradient(theta)[1], step).item()
     ahead, behind = (objective.losses(theta + sign * 1e-2 * step).mean().item() for sign in (1, -1))
     assert (ahead - behind) / 2e-2 == pytest.approx(slope, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("stderr", "reason"), [("", "it ended with code -9"), ("Traceback\nError: disk full.\n", "disk full")]
+)
+def test_a_failed_run_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stderr: str, reason: str) -> None:
+    def killed(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, -9, "", stderr)
+
+    monkeypatch.setattr(subprocess, "run", killed)
+    with pytest.raises(FwvizError, match=rf"fw_hard on 1 checkpoints failed: .*{reason}\.$"):
+        memory.run((1,), ("fw_hard",), layout=TINY, folder=tmp_path)
 
 
 @pytest.mark.slow
