@@ -81,7 +81,7 @@ class Desk:
 
     def _first_recipe(self, session: Session, opening: Opening) -> Recipe:
         """The recipe of the link, else that of the run shown, else the pool's default."""
-        if opening.recipe_query.get("method") or opening.recipe_query.get("pool"):
+        if opening.recipe_query:
             query = {"method": FIRST_METHOD, **opening.recipe_query}
             query.setdefault("pool", self._pools()[0])
             state.parse_id(query["pool"], self._pools(), "pool")
@@ -113,7 +113,7 @@ class Desk:
         return {"form": self._form(recipe, recipe.to_url()), "runbar": runbar_value(None)}
 
     def check(self, session: Session, data: Any) -> tuple[Recipe, Messages]:
-        """An edited recipe: its link, or one sentence on what is wrong with it. A page that just opened keeps its link."""
+        """An edited recipe: its link, or one sentence on what is wrong with it. A new page keeps its link."""
         recipe = self.parse(data)
         if data.get("what") == "open":
             return recipe, {"form": relevance_value(self._known(recipe))}

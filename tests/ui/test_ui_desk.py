@@ -1,0 +1,229 @@
+"""The desk: what a page is shown, from the first paint to a finished run, on the tiny pool and without a browser."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fwviz.runs.recipe import Recipe
+from fwviz.runs.runner import execute
+from fwviz.runs.store import RunStore
+from fwviz.types import FwvizError
+from fwviz.ui import views
+from fwviz.ui.desk import Desk
+from fwviz.ui.jobs import JobBoard
+from fwviz.ui.library import Library
+from fwviz.ui.state import Opening, Session, View, parse_opening
+
+# One update of one chart stays small enough for a slow line; a whole page of charts is a few of these.
+MOST_BYTES = 48 * 1024
+FAST = {"max_steps": 2, "inner_updates": 3, "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def pool_id(tiny_pool_path: Path) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FWVIZ_POOLS", str(tiny_pool_path.parent))
+        yield tiny_pool_path.name
+
+
+@pytest.fixture(scope="module")
+def recordings(pool_id: str, tmp_path_factory: pytest.TempPathFactory) -> RunStore:
+    store = RunStore(tmp_path_factory.mktemp("traces"))
+    recipe = recipe_for(pool_id)
+    trace = execute(recipe, writer=store.create(recipe))
+    assert trace.finished, trace.note
+    return store
+
+
+@pytest.fixture
+def desk(recordings: RunStore, tmp_path: Path) -> Iterator[Desk]:
+    board = JobBoard(RunStore(tmp_path))
+    yield Desk(board, Library(board, recordings))
+    board.close()
+
+
+def recipe_for(pool_id: str, **changes: Any) -> Recipe:
+    fields = {"pool": pool_id, "method": "fw_soft", "settings": FAST, "tasks": ["colour", "stripes"]}
+    fields |= {"checkpoints": ["colour", "stripes", "shape"]}
+    return Recipe.from_dict(fields | changes)
+
+
+def said(messages: dict[str, str], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(messages[name])
+    return found
+
+
+def finish(desk: Desk, session: Session, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while (job := desk.job(session)) is not None and not job.ended:
+        assert time.monotonic() < deadline, "the run did not end"
+        desk.board.wait(job, job.version, 1.0)
+
+
+def test_a_new_page_shows_the_recording(desk: Desk, recordings: RunStore) -> None:
+    session = Session()
+    messages = desk.open(session, parse_opening(json.dumps({"query": {}, "width": 1440, "runs": []})))
+    assert session.view == View("rec", recordings.ids()[0])
+    scrubber = said(messages, "scrubber")
+    assert scrubber["kind"] == "recording"
+    assert scrubber["replay"] is True
+    assert scrubber["link"] == {}
+    assert scrubber["ticks"][0][:3] == [0.0, 0, 0]
+    assert scrubber["ticks"][-1][5] is not None, "the last tick has no accuracy"
+    form = said(messages, "form")
+    assert form["recipe"]["checkpoints"] == ["colour", "stripes", "shape"]
+    assert {m["name"] for m in form["methods"]} >= {"fw_soft", "fw_hard", "task_arithmetic", "weight_average"}
+    assert set(messages) >= {"form", "runbar", "history", "scrubber", "tiles", "export", *views.TABS["relevance"]}
+    for name in views.TABS["relevance"]:
+        assert len(messages[name]) < MOST_BYTES, (name, len(messages[name]))
+
+
+def test_every_chart_of_every_tab_draws_and_its_table_can_be_had(desk: Desk) -> None:
+    session = Session()
+    desk.open(session, Opening())
+    desk.measure(session)
+    for tab, names in views.TABS.items():
+        session.tab = tab
+        shown = desk.shown(session)
+        assert shown is not None
+        for name, text in desk.charts(session, names, shown).items():
+            payload = json.loads(text)
+            assert payload["figure"] is not None, (name, payload["note"])
+            assert payload["figure"]["data"], name
+            assert payload["summary"], name
+            assert len(text) < MOST_BYTES, (name, len(text))
+            table = json.loads(desk.rows(payload["ask"]))
+            assert table["columns"], (name, table)
+            assert all(len(row) == len(table["columns"]) for row in table["rows"])
+
+
+def test_scores_shown_at_a_step_are_those_of_the_move_from_it(desk: Desk) -> None:
+    session = Session()
+    desk.open(session, Opening())
+    session.index = 0
+    shown = desk.shown(session)
+    assert shown is not None
+    table = views.table("lmo_bars", shown, desk.measured)
+    first = next(frame for frame in shown.trace.iterates() if frame.t == 1)
+    for task in shown.trace.tasks:
+        rows = table[table["task"] == task].set_index("checkpoint")["score"]
+        assert rows["shape"] == pytest.approx(sum(row[2] for row in first.task_scores[task]), rel=1e-6)
+    # What the oracle measured on the way equals what is measured afresh at the same weights, up to recorded digits.
+    measured = desk.measured.lmo(shown.trace, 0)
+    fresh = measured[measured["task"] == "colour"].set_index("checkpoint")["score"]
+    assert table[table["task"] == "colour"].set_index("checkpoint")["score"]["colour"] == pytest.approx(
+        fresh["colour"], rel=1e-3
+    )
+
+
+def test_a_run_from_start_to_history(desk: Desk, pool_id: str) -> None:
+    session = Session(tab="merge")
+    other = Session()
+    desk.open(other, Opening())
+    before = (other.view, other.index, other.runs)
+    messages = desk.start(session, "me", {"recipe": recipe_for(pool_id).to_json()}, paused=False)
+    assert said(messages, "runbar")["status"] in {"starting", "running", "queued"}
+    assert "method=fw_soft" in said(messages, "form")["query"]
+    finish(desk, session)
+    sent: dict[str, Any] = {}
+    full = desk.update(session, sent)
+    assert set(views.TABS["merge"]) <= set(full)
+    assert not set(desk.update(session, sent)) & set(views.TABS["merge"]), "an unchanged chart is sent again"
+    history = said({"history": desk.history(session)}, "history")
+    own = [row for row in history["rows"] if row["own"]]
+    assert len(own) == 1
+    assert own[0]["accuracy"] is not None
+    assert said(full, "runbar")["status"] == "done"
+    assert said(full, "export")["cli"].startswith("fwviz merge --pool")
+    assert (other.view, other.index, other.runs) == before
+    assert len(json.loads(desk.history(other))["rows"]) == 1
+
+    compared = desk.compare(session, {"ids": [row["id"] for row in history["rows"]]})
+    assert len({row[0] for row in json.loads(desk.rows(said(compared, "comparison")["ask"]))["rows"]}) == 2
+    with pytest.raises(FwvizError, match="your own"):
+        desk.forget(other, {"id": own[0]["id"]})
+    desk.forget(session, {"id": own[0]["id"]})
+    assert session.view is not None
+    assert session.view.kind == "rec"
+
+
+def test_stop_and_step_from_the_page(desk: Desk, pool_id: str) -> None:
+    session = Session()
+    long = recipe_for(pool_id, settings=FAST | {"max_steps": 100, "epsilon": 0.0, "inner_updates": 400})
+    desk.start(session, "me", {"recipe": long.to_json()}, paused=True)
+    deadline = time.monotonic() + 60
+    while (job := desk.job(session)) is not None and job.state != "paused":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert job is not None
+    assert [frame.t for frame in job.frames] == [0]
+    desk.pause(session)
+    while len(job.frames) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert said(desk.stop(session), "runbar")["status"] in {"stopping", "stopped"}
+    finish(desk, session)
+    assert job.state == "stopped"
+    with pytest.raises(FwvizError, match="no run under way"):
+        desk.stop(session)
+
+
+def test_a_click_goes_to_a_step_or_picks_a_checkpoint(desk: Desk) -> None:
+    session = Session()
+    desk.open(session, Opening())
+    messages, measure = desk.pin(session, {"chart": "gap_curve", "select": "t", "custom": 1, "x": 1})
+    shown = desk.shown(session)
+    assert shown is not None
+    assert not measure
+    assert shown.trace.frames[said(messages, "scrubber")["index"]].t == 1
+    _, measure = desk.pin(session, {"chart": "lmo_bars", "select": "checkpoint", "custom": "shape"})
+    assert measure
+    assert session.vertex == "shape"
+    drawn = said(desk.measure(session), "promise_reality")
+    assert drawn["figure"] is not None
+    with pytest.raises(FwvizError, match="no such checkpoint"):
+        desk.pin(session, {"select": "checkpoint", "custom": "stranger"})
+
+
+def test_the_oracle_ranks_each_task_once(desk: Desk, pool_id: str) -> None:
+    recipe = recipe_for(pool_id)
+    updates = [json.loads(messages["form"])["relevance"] for messages in desk.rank(recipe)]
+    assert [len(update) for update in updates] == [1, 2]
+    assert set(updates[-1]["colour"]) == {"colour", "stripes", "shape", "corner", "shape_foreign"}
+    assert updates[-1]["colour"][0] == "colour"
+    assert list(desk.rank(recipe)) == []
+
+
+@pytest.mark.parametrize(
+    ("query", "problem"),
+    [
+        ({"job": "20260101-000000-000-fw_soft-abcdef"}, "cannot be shown"),
+        ({"pool": "nowhere", "method": "fw_soft"}, "no such pool"),
+        ({"method": "magic"}, "magic"),
+        ({"tasks": "colour,colour"}, "twice"),
+        ({"set.max_steps": "nan", "method": "fw_soft"}, "max_steps"),
+    ],
+)
+def test_a_link_that_cannot_be_honoured_opens_with_one_sentence(
+    desk: Desk, query: dict[str, str], problem: str
+) -> None:
+    session = Session()
+    messages = desk.open(session, parse_opening(json.dumps({"query": query})))
+    assert problem in said(messages, "runbar")["message"]
+    assert said(messages, "form")["recipe"]["tasks"]
+    assert session.view is not None
+
+
+def test_a_page_without_any_pool_or_recording_still_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fwviz.ui import desk as module
+
+    monkeypatch.setattr(module, "pool_ids", lambda: ())
+    board = JobBoard(RunStore(tmp_path / "runs"))
+    messages = Desk(board, Library(board, RunStore(tmp_path / "none"))).open(Session(), Opening())
+    assert "no pool" in json.loads(messages["runbar"])["message"]
