@@ -104,8 +104,8 @@ def adam(
 ) -> Iterator[Progress]:
     """Adam on w with a projection after every update: the rule for noisy gradients of small batches.
 
-    With ``decay`` the rate falls along half a cosine to a tenth, and the last weights are the mean of the second half
-    of the updates, which is what averages the noise of the batches out.
+    With ``decay`` the rate falls along half a cosine to a tenth, and the last weights are the mean of the last quarter
+    of the updates, which averages the noise of the batches out.
 
     Args: start (rows, m); ``rate`` the largest change of a weight per update; β = (0.9, 0.999). Kingma & Ba (2015).
     """
@@ -119,7 +119,7 @@ def adam(
         step = (mean / (1 - 0.9**update)) / ((square / (1 - 0.999**update)).sqrt() + 1e-8)
         share = 0.55 + 0.45 * math.cos(math.pi * (update - 1) / updates) if decay else 1.0
         weights = project(weights - rate * share * step)
-        if decay and update > updates // 2:
+        if decay and update > 0.75 * updates:
             late.append(weights)
         if update == updates and late:
             weights = torch.stack(late).mean(dim=0)

@@ -47,7 +47,12 @@ class Settings:
     max_steps: int = setting(
         10, "Frank–Wolfe iterations at most (paper: 10 for language, 3 for vision).", low=1, high=100
     )
-    init: str = setting("task_arithmetic", "Where the path starts; also a vertex of the hull.", choices=INITS)
+    init: str = setting(
+        "base",
+        "Where the path starts; also a vertex of the hull. The paper starts from task arithmetic for language; with "
+        "many vision checkpoints that is a worse start than the base (its figure 4a).",
+        choices=INITS,
+    )
     init_scale: float = setting(
         0.3,
         "Coefficient of every task vector at the start.",

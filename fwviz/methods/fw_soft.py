@@ -34,7 +34,9 @@ INNER = ("simplex", "official", "none")
 class Settings:
     """Settings of FW-soft; the defaults follow the paper: model-wise oracle, layer-wise coefficients, from the base."""
 
-    max_steps: int = setting(15, "Frank–Wolfe iterations at most (paper: 15).", low=1, high=100)
+    max_steps: int = setting(
+        10, "Frank–Wolfe iterations at most (paper: 15; the first ones do most of the work).", low=1, high=100
+    )
     init: str = setting("base", "Where the path starts; also a vertex of the hull.", choices=INITS)
     init_scale: float = setting(
         0.3,
@@ -68,7 +70,7 @@ class Settings:
         choices=INNER,
     )
     inner_updates: int = setting(
-        15, "Updates of the coefficients per iteration.", low=1, high=500, applies={"inner": ("simplex",)}
+        25, "Updates of the coefficients per iteration.", low=1, high=500, applies={"inner": ("simplex",)}
     )
     batch_size: int = setting(
         16,
@@ -78,7 +80,7 @@ class Settings:
         applies={"inner": ("simplex", "official")},
     )
     learning_rate: float = setting(
-        0.05,
+        0.1,
         "Largest change of a coefficient per update, at first.",
         low=1e-4,
         high=1.0,
