@@ -51,6 +51,8 @@ def heat(
         "xgap": 1 if values.shape[1] <= 60 else 0,
         "ygap": 1,
         "hoverongaps": False,
+        # A click names its row. Large maps leave that to the y value, which is the same id.
+        "customdata": [[name] * values.shape[1] for name in names] if values.size <= 1000 else None,
         "hovertemplate": hover,
         "meta": {"select": select},
         "showscale": False,

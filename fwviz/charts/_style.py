@@ -241,6 +241,16 @@ def spread(positions: Sequence[float], gap: float, low: float, high: float) -> l
     return [float(v) for v in result]
 
 
+def whole_step(reach: float, most: int) -> int:
+    """A distance of ticks in whole iterations, 1, 2, 5, 10, 20, …, so that at most ``most`` fit into ``reach``."""
+    scale = 1
+    while True:
+        for step in (scale, 2 * scale, 5 * scale):
+            if reach / step <= most:
+                return step
+        scale *= 10
+
+
 # --- layout ---------------------------------------------------------------------------------------
 
 

@@ -38,7 +38,7 @@ def accuracy_live(
         max_points: per line. Longer runs are thinned for drawing: inner updates by a stride that rarely changes, so
             that the picture does not shimmer as it grows; completed iterates and the newest frame always stay.
 
-    The axes keep their range while points arrive: planned iterations × [10 points below the worst mark, 100 %].
+    The axes keep their range while points arrive: planned iterations × from below the worst to above the best mark.
     """
     rows = style.take(data, ("series", "task", "accuracy"), ("accuracy",))
     rows = rows.assign(task=rows["task"].astype(str))
@@ -65,7 +65,8 @@ def accuracy_live(
     words = [f"100% {style.short(title, 9 if narrow else 18)}" for title in [*names.values(), "average"]]
     margin = (38, 8 + style.text_width(words), 12, 62 if narrow else 46)
     rail = (0.2 if narrow else 0.075) if marks else 0.0
-    low = _floor(np.append(lines.to_numpy(dtype=float).ravel(), [v for mark in marks.values() for v in mark.values()]))
+    seen = np.append(lines.to_numpy(dtype=float).ravel(), [v for mark in marks.values() for v in mark.values()])
+    low, high = _ends(seen)
     traces: list[dict[str, Any]] = []
     for task in names:
         values = lines[task].to_numpy(dtype=float)
@@ -81,7 +82,7 @@ def accuracy_live(
                 "line": {"color": styles[task].colour, "width": 1.5 if many else 2}
                 | ({"dash": styles[task].dash} if styles[task].dash != "solid" else {}),
                 "hovertemplate": "%{y:.1%}",
-                "meta": {"select": "task", "task": task},
+                "meta": {"select": "t" if x == "t" else "task", "task": task},
             }
         )
     whole = np.isfinite(mean)
@@ -117,8 +118,9 @@ def accuracy_live(
     shades = {task: styles[task].colour for task in names} | {AVERAGE: colours.ink}
     if marks:
         traces += _rail(marks, now, shades, theme)
-    traces.append(_labels(now, names, shades, low, height - margin[2] - margin[3], len(marks) - 0.15, narrow))
+    traces.append(_labels(now, names, shades, (low, high), height - margin[2] - margin[3], len(marks) - 0.15, narrow))
     planned = pd.to_numeric(run["steps"], errors="coerce").max() if "steps" in run else math.nan
+    ticks = 6 if narrow else 12
     reach = _reach(float(np.nanmax(at)), planned if x == "t" else math.nan)
     base = style.layout(
         theme,
@@ -136,11 +138,10 @@ def accuracy_live(
             theme,
             domain=[0, 1 - rail - (0.02 if rail else 0)],
             range=[-0.015 * reach, 1.015 * reach],
-            nticks=6 if narrow else 12,
-            **({"tickformat": "d"} if x == "t" and reach >= 2 else {}),
+            **({"dtick": style.whole_step(reach, ticks)} if x == "t" else {"nticks": ticks}),
             unifiedhovertitle={"text": "iteration %{x:.2~f}" if x == "t" else "after %{x:.1f} s"},
         ),
-        "yaxis": style.axis(theme, range=[low, 1.01], tickformat=".0%", dtick=0.2 if low < 0.5 else 0.1),
+        "yaxis": style.axis(theme, range=[low, high], tickformat=".0%", dtick=0.2 if high - low > 0.5 else 0.1),
         "annotations": [
             style.note("iteration t" if x == "t" else "seconds", theme, y=0, yanchor="top", yshift=-22),
         ],
@@ -240,15 +241,16 @@ def _labels(
     now: dict[str, float],
     names: dict[str, str],
     shades: dict[str, str],
-    low: float,
+    ends: tuple[float, float],
     plot: int,
     x: float,
     narrow: bool,
 ) -> dict[str, Any]:
     """Value and name of every line at the right edge, moved apart where they would overlap."""
     shown = [task for task in now if math.isfinite(now[task])]
-    span = 1.01 - low
-    places = style.spread([now[task] for task in shown], span * 14 / plot, low + span * 0.02, 1.0)
+    low, high = ends
+    span = high - low
+    places = style.spread([now[task] for task in shown], span * 14 / plot, low + 0.02 * span, high - 0.02 * span)
     texts = []
     for task in shown:  # one text trace is half the size of an annotation each
         text = f"{100 * now[task]:.0f}% {style.short(names.get(task, 'average'), 9 if narrow else 18)}"
@@ -272,10 +274,15 @@ def _last(values: np.ndarray) -> float:
     return float(known[-1]) if len(known) else math.nan
 
 
-def _floor(values: np.ndarray) -> float:
-    """Ten points below the lowest value, in steps of 10 %, so that it rarely changes while a run is live."""
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    """The y axis: from ten points below the lowest to five above the highest, in tens, so that it rarely changes.
+
+    With the marks among the values it holds the base and the tasks' own checkpoints from the first frame on.
+    """
     known = values[np.isfinite(values)]
-    return max(0.0, math.floor(10 * float(known.min()) - 0.5) / 10) if len(known) else 0.0
+    low = max(0.0, math.floor(10 * float(known.min()) - 0.5) / 10)
+    high = math.ceil(10 * float(known.max()) + 0.5) / 10
+    return low, 1.01 if high >= 1.0 else high
 
 
 def _reach(latest: float, planned: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ READING = (
     "lines are the base and the tasks' own checkpoints. A short spread means no task was sacrificed."
 )
 ROW = 34
+MARKS = {"base": "base", "individual": "own checkpoints"}
 
 
 @chart("Runs compared", question="Which method merges best, and at what cost?", reading=READING)
@@ -111,33 +113,25 @@ def comparison(
             )
             for i, label in enumerate(labels)
         ]
-    shapes, marks = [], []
-    for column, word, anchor in (
-        ("base", "base", "center"),
-        ("individual", "own checkpoints", "right" if narrow else "center"),
-    ):
-        if normalised or column not in rows:
-            continue
-        mark = float(pd.to_numeric(rows.drop_duplicates("task")[column], errors="coerce").mean(skipna=False))
-        if np.isfinite(mark):
-            line = {"color": colours.zero, "width": 1.25, "dash": "dot"}
-            shape = {
-                "type": "line",
-                "yref": "paper",
-                "x0": mark,
-                "x1": mark,
-                "y0": 0,
-                "y1": 1,
-                "line": line,
-                "layer": "below",
-            }
-            shapes.append(shape)
-            marks.append(mark)
-            text = f"{word} {style.percent(mark, 0)}"
-            notes.append(style.note(text, theme, xref="x", x=mark, xanchor=anchor, yshift=4))
-    reach = float(rows["value"].max())
-    lowest = min([float(rows["value"].min()), 1.0, *marks])
-    floor = max(0.0, np.floor(10 * lowest - 0.5) / 10)
+    marks = {} if normalised else _marks(rows)
+    values = [float(rows["value"].min()), float(rows["value"].max()), *marks.values()]
+    floor = max(0.0, math.floor(10 * min(values) - 0.5) / 10)
+    top = min(math.ceil(10 * max(values) + 0.5) / 10, max(1.015, max(values) + 0.03))
+    dotted = {"color": colours.zero, "width": 1.25, "dash": "dot"}
+    shapes = [
+        {"type": "line", "yref": "paper", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": dotted, "layer": "below"}
+        for x in marks.values()
+    ]
+    # Two marks close together name themselves one above the other.
+    near = len(marks) == 2 and abs(marks["individual"] - marks["base"]) < (0.6 if narrow else 0.2) * (top - floor)
+    for column, word in MARKS.items():
+        if column in marks:
+            x = marks[column]
+            place = (x - floor) / (top - floor)
+            anchor = "left" if place < 0.15 else "right" if place > 0.85 or (narrow and place > 0.6) else "center"
+            raised = 17 if near and column == "individual" else 4
+            text = f"{word} {style.percent(x, 0)}"
+            notes.append(style.note(text, theme, xref="x", x=x, xanchor=anchor, yshift=raised))
     left = 14 if narrow else style.text_width(labels, style.TEXT) + 14
     most = 3 if narrow else 8
     key = "  ".join(style.coloured(f"● {style.short(t, 12)}", styles[k].colour) for k, t in list(names.items())[:most])
@@ -145,17 +139,15 @@ def comparison(
     row_height = 50 if narrow else ROW
     base = style.layout(
         theme,
-        row_height * len(runs) + 30 + 46,
+        row_height * len(runs) + 40 + 46,
         summary=_summary(runs, unit),
         reading=READING,
         revision=f"comparison {value}",
-        margin=(left, 62 if narrow else 170, 30, 46),
+        margin=(left, 62 if narrow else 170, 40, 46),
         narrow=True,
     )
     changes = {
-        "xaxis": style.axis(
-            theme, range=[floor, max(1.015, reach + 0.03)], tickformat=".0%", nticks=5 if narrow else 9, fixedrange=True
-        ),
+        "xaxis": style.axis(theme, range=[floor, top], tickformat=".0%", nticks=5 if narrow else 9, fixedrange=True),
         "yaxis": style.axis(
             theme,
             tickmode="array",
@@ -173,6 +165,13 @@ def comparison(
         "annotations": notes,
     }
     return style.figure(traces, base | changes)
+
+
+def _marks(rows: pd.DataFrame) -> dict[str, float]:
+    """The average over tasks of the base and of the tasks' own checkpoints, where all are known."""
+    tasks = rows.drop_duplicates("task")
+    means = {c: float(pd.to_numeric(tasks[c], errors="coerce").mean(skipna=False)) for c in MARKS if c in tasks}
+    return {column: mean for column, mean in means.items() if math.isfinite(mean)}
 
 
 def _result(row: pd.Series, theme: style.Theme, narrow: bool) -> dict[str, Any]:
@@ -195,4 +194,4 @@ def _sentence(title: str, row: pd.Series, unit: str) -> str:
 
 def _summary(runs: pd.DataFrame, unit: str) -> str:
     ranked = [f"{row['label']} {style.percent(row['mean'])}" for _, row in runs.head(8).iterrows()]
-    return f"{len(runs)} runs by average ({unit}): {', '.join(ranked)}."
+    return f"{len(runs)} run{'s' * (len(runs) != 1)} by average ({unit}): {', '.join(ranked)}."

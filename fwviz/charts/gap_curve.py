@@ -77,7 +77,7 @@ def gap_curve(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool 
     changes: dict[str, Any] = {
         "hovermode": "x",
         "xaxis": style.axis(
-            theme, range=[-0.02 * reach, reach * 1.02], anchor="y", tickformat="d", nticks=6 if narrow else 12
+            theme, range=[-0.02 * reach, reach * 1.02], anchor="y", dtick=style.whole_step(reach, 6 if narrow else 12)
         ),
         "yaxis": style.axis(
             theme,

@@ -46,8 +46,8 @@ def promise_reality(data: pd.DataFrame, *, theme: style.Theme = "light", narrow:
 
     wide = 2 if narrow else min(4, len(small)) or 1
     lines = -(-len(small) // wide)
-    tall, low, between = 250, 92, 58
-    height = tall + lines * (low + between)
+    tall, short, between = 250, 92, 58
+    height = tall + lines * (short + between)
     traces: list[dict[str, Any]] = []
     changes: dict[str, Any] = {"annotations": []}
     for k, name in enumerate([main, *small]):
@@ -58,8 +58,11 @@ def promise_reality(data: pd.DataFrame, *, theme: style.Theme = "light", narrow:
             line, column = divmod(k - 1, wide)
             gutter = 0.12 if narrow else 0.05
             width = (1 - gutter * (wide - 1)) / wide
-            top = 1 - (tall + between + line * (low + between)) / height
-            box = ((column * (width + gutter), column * (width + gutter) + width), (max(0.0, top - low / height), top))
+            top = 1 - (tall + between + line * (short + between)) / height
+            box = (
+                (column * (width + gutter), column * (width + gutter) + width),
+                (max(0.0, top - short / height), top),
+            )
         colour = colours.ink if name == "joint" else styles[name].colour
         suffix = "" if k == 0 else str(k + 1)
         traces += _pair(part, suffix, colour, theme, name, names[name], main=k == 0)
@@ -78,7 +81,8 @@ def promise_reality(data: pd.DataFrame, *, theme: style.Theme = "light", narrow:
             )
         )
         if k == 0:
-            changes["annotations"] += _labels(part, *changes["yaxis"]["range"], theme, colour)
+            low, high = changes["yaxis"]["range"]
+            changes["annotations"] += _labels(part, low, high, theme, colour)
     joint = rows[rows["task"] == main]
     base = style.layout(
         theme,

@@ -27,9 +27,10 @@ def comparison(
         traces: recorded runs, of one pool or several; runs without full scores of ``split`` are left out.
         labels: run id → what to call it; else the method's title, what was changed and the number of checkpoints.
 
-    Returns one row per run × task: ``run`` (id), ``label``, ``method``, ``checkpoints`` (how many were merged),
-    ``task``, ``task_title``, ``accuracy`` in [0, 1], ``normalised`` (÷ the task's own checkpoint's), ``base`` and
-    ``individual`` accuracy, ``mean`` (of the run over its tasks), ``seconds``, ``peak_memory_bytes``, ``bytes_read``.
+    Returns one row per run × task: ``run`` (id, else the fingerprint of the recipe), ``label``, ``method``,
+    ``checkpoints`` (how many were merged), ``task``, ``task_title``, ``accuracy`` in [0, 1], ``normalised`` (÷ the
+    task's own checkpoint's), ``base`` and ``individual`` accuracy, ``mean`` (of the run over its tasks), ``seconds``,
+    ``peak_memory_bytes``, ``bytes_read``.
     """
     rows = []
     for trace in traces:
@@ -40,7 +41,7 @@ def comparison(
         for task in tasks:
             rows.append(
                 {
-                    "run": trace.id,
+                    "run": trace.id or trace.recipe.fingerprint(),  # an unsaved run has no id
                     "label": (labels or {}).get(trace.id) or describe(trace),
                     "method": trace.recipe.method,
                     "checkpoints": len(trace.checkpoints),

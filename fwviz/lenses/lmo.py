@@ -24,7 +24,7 @@ def lmo(assembly: Assembly, theta: Tensor | None = None, *, loss: LossName = "cr
     Returns one row per task × vertex: ``task``, ``task_title``, ``checkpoint`` ("base" for the base, listed only
     where θ is not the base), ``checkpoint_title``, ``kind``, ``own`` (fine-tuned on this task), ``score`` (nats for
     a full step), ``cosine`` (the released code's score: sum over tensors of cos(∇_p, θ_i,p) with raw weights; NaN for
-    the base), ``rank`` (1 = most wanted), ``chosen`` (rank 1), ``loss`` (the task's loss at θ, nats).
+    the base), ``rank`` (1 = most wanted), ``chosen`` (rank 1 and negative), ``loss`` (the task's loss at θ, nats).
 
     Source: FW-Merging, eq. 7 and Fig. 3.
     """
@@ -47,7 +47,7 @@ def lmo(assembly: Assembly, theta: Tensor | None = None, *, loss: LossName = "cr
             rows.append(shared | vertex | {"score": float(base[0]), "cosine": float("nan")})
     table = pd.DataFrame(rows)
     table["rank"] = table.groupby("task", sort=False)["score"].rank(method="first").astype(int)
-    table["chosen"] = table["rank"] == 1
+    table["chosen"] = (table["rank"] == 1) & (table["score"] < 0)
     columns = [
         "task",
         "task_title",

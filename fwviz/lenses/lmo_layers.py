@@ -32,7 +32,7 @@ def lmo_layers(
     Returns one row per group × checkpoint: ``task``, ``group``, ``group_index`` (input to output), ``layer`` the group
     lies in, ``size`` (parameters), ``checkpoint``, ``checkpoint_title``, ``score`` (nats for a full step of this group
     alone; the scores of a checkpoint sum to its model-wise score), ``cosine`` (the released code's), ``chosen`` (the
-    lowest score of the group).
+    lowest score of the group, if it is negative: where nothing promises a lower loss, nothing is chosen).
 
     Source: FW-Merging, eq. 10.
     """
@@ -58,7 +58,7 @@ def lmo_layers(
             "checkpoint_title": titles[name],
             "score": float(scores[g, i]),
             "cosine": float(cosines[g, i]),
-            "chosen": best[g] == i,
+            "chosen": best[g] == i and float(scores[g, i]) < 0,
         }
         for g, (group, (start, stop)) in enumerate(zip(groups.names, groups.ranges(), strict=True))
         for i, name in enumerate(problem.vectors.names)

@@ -324,6 +324,19 @@ def test_accuracy_bars_lead_with_the_average() -> None:
     assert "−10.0 points" in bar.hovertext[1]
 
 
+def test_accuracy_live_frames_low_values_and_counts_whole_iterations() -> None:
+    data = run_of(81, steps=8.0)
+    data["accuracy"] = data["accuracy"] * 0.3  # marks up to 29 %
+    figure = accuracy_live(data)
+    assert figure.layout.yaxis.range == (0.0, 0.4)
+    assert figure.layout.xaxis.dtick == 1
+    assert accuracy_live(run_of(1, steps=1.0)).layout.xaxis.dtick == 1
+
+
+def test_whole_steps_of_iterations() -> None:
+    assert [style.whole_step(reach, 12) for reach in (1, 8, 12, 15, 30, 100, 500)] == [1, 1, 1, 2, 5, 10, 50]
+
+
 def test_comparison_puts_the_best_complete_run_first() -> None:
     rows = [
         {"run": r, "label": r, "task": t, "accuracy": a, "base": 0.2, "individual": 0.9, "seconds": 3.0}
@@ -337,6 +350,9 @@ def test_comparison_puts_the_best_complete_run_first() -> None:
     assert list(figure.layout.yaxis.ticktext) == ["high", "low", "partial"]
     lines = sorted(shape.x0 for shape in figure.layout.shapes)
     assert lines == pytest.approx([0.2, 0.9])
+    raised = [n.yshift for n in figure.layout.annotations if n.text.startswith("own checkpoints")]
+    close = comparison(pd.DataFrame(rows).assign(base=0.85))
+    assert raised < [n.yshift for n in close.layout.annotations if n.text.startswith("own checkpoints")]
 
 
 def test_coefficients_are_weighted_by_parameters() -> None:

@@ -143,6 +143,17 @@ def test_promise_towards_base_and_stretched_vertex(assembly: Assembly, theta: Te
         promise(assembly, vertex="nobody")
 
 
+def test_nothing_is_chosen_where_nothing_promises_a_lower_loss(assembly: Assembly) -> None:
+    vectors, layout = assembly.problem.vectors, assembly.problem.vectors.layout
+    # Far beyond a checkpoint some tensors want nothing any more.
+    table = lmo_layers(assembly, vectors.base + 3.0 * vectors.vector(0), granularity="tensor")
+    best = table.groupby("group_index")["score"].min()
+    assert 0 < (best >= 0).sum() < len(layout.names)
+    picked = table[table["chosen"]]
+    assert (picked["score"] < 0).all()
+    assert len(picked) == (best < 0).sum()
+
+
 def test_the_pool_and_theta_are_left_as_they_were(assembly: Assembly, theta: Tensor) -> None:
     base, given = assembly.problem.vectors.base.clone(), theta.clone()
     promise(assembly, theta, vertex="base", gammas=(0.5,))
