@@ -1,0 +1,1 @@
+"""How the embedded pool is made: packages, image bank, pretraining, fine-tuning, card. Never imported by the app."""
