@@ -240,8 +240,9 @@ class Desk:
             return {}
         index = state.parse_index(event.get("index"), len(shown.trace.frames))
         session.index = None if state.parse_flag(event.get("follow")) else index
+        moved = replace(shown, index=index)
         names = [name for name in views.TABS[session.tab] if name in views.OF_ONE_FRAME]
-        return self.charts(session, names, replace(shown, index=index))
+        return {"tiles": tiles_value(views.tiles(shown.trace, index)), **self.charts(session, names, moved)}
 
     def choose_tab(self, session: Session, tab: Any) -> Messages:
         if state.parse_tab(tab) == session.tab:

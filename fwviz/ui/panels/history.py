@@ -56,7 +56,7 @@ def history_value(rows: Sequence[Row], *, opened: View | None, compared: Sequenc
                 "checkpoints": len(row.recipe.checkpoints),
                 "accuracy": row.accuracy,
                 "seconds": row.seconds,
-                "status": row.status.replace("_", " "),
+                "status": "finished" if row.status == "max_steps" else row.status,
             }
             for row in rows
         ],

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import gradio as gr
 
-from fwviz.runs.trace import Trace
+from fwviz.runs.trace import Frame, Trace
 from fwviz.ui import web, wire
 from fwviz.ui.state import View
 
@@ -44,12 +44,9 @@ def scrubber_value(
     starts the replay.
     """
     ticks: list[Tick] = []
+    accuracy = None  # of the last frame that was judged: inner updates are judged as time allows
     for frame, x in zip(trace.frames, positions, strict=True):
-        accuracy = frame.mean_accuracy
-        if accuracy is None and "validation" in frame.final:  # the closing frame was judged on the whole split
-            accuracy = sum(score.accuracy for score in frame.final["validation"].values()) / len(
-                frame.final["validation"]
-            )
+        accuracy = frame.mean_accuracy or _closing(frame) or accuracy
         ticks.append((round(x, 4), frame.t, frame.inner, _short(frame.loss), _short(frame.gap), _short(accuracy)))
     kind = "recording" if view.kind == "rec" else "run"
     link = {} if default else {"view": str(view)} if view.kind == "rec" else {"job": view.id}
@@ -88,6 +85,12 @@ def day(created: str) -> str:
     except ValueError:
         return ""
     return f"{moment.day} {moment:%b %Y}"
+
+
+def _closing(frame: Frame) -> float | None:
+    """Mean accuracy on the whole validation split, which only the closing frame has."""
+    scores = frame.final.get("validation", {}).values()
+    return sum(score.accuracy for score in scores) / len(scores) if scores else None
 
 
 def _short(value: float | None) -> float | None:
