@@ -79,7 +79,7 @@
     let index = 0;
     let follow = true;
     let timer = null;
-    let sent = 0;
+    let sent = -1;
     let later = null;
 
     const percent = (x) => (100 * x).toFixed(1) + " %";
@@ -125,14 +125,23 @@
       fwviz.emit("cursor", fwviz.cursor);
     }
 
-    // Dragging sends at most eight positions a second, and always the last one.
+    // One position is on its way at a time; the next one sent is where the scrubber stands by then. An answer that
+    // never comes (a message that said no) must not hold the scrubber for long.
+    let flying = -1e9;
     function send() {
       clearTimeout(later);
-      const wait = Math.max(0, 120 - (performance.now() - sent));
+      if (performance.now() - flying < 4000) return;
       later = setTimeout(() => {
-        sent = performance.now();
+        flying = performance.now();
+        sent = index;
         trigger("scrub", { view: value.view, index, follow });
-      }, wait);
+        later = setTimeout(() => sent !== index && send(), 4100);
+      }, 30);
+    }
+    function arrived() {
+      flying = -1e9;
+      clearTimeout(later);
+      if (sent !== index) send();
     }
 
     function go(to, byHand = true) {
@@ -176,6 +185,7 @@
     function take() {
       const next = fwviz.parse(props.value, null);
       if (!next || next.v < value.v) return;
+      if (next.ack !== undefined) return arrived();
       const other = next.view !== value.view;
       if (other) {
         halt();
@@ -183,7 +193,7 @@
       }
       value = next;
       const last = Math.max(value.ticks.length - 1, 0);
-      index = other || (follow && value.live) || (follow && next.index !== undefined) ? (next.index ?? last) : Math.min(index, last);
+      index = other || next.go || (follow && value.live) || (follow && next.index !== undefined) ? (next.index ?? last) : Math.min(index, last);
       if (fwviz.clicked && value.live && value.ticks.length) {
         fwviz.firstStep = performance.now() - fwviz.clicked;
         fwviz.clicked = 0;

@@ -24,7 +24,7 @@ from fwviz.ui.library import Library
 from fwviz.ui.measured import Measurements
 from fwviz.ui.panels.history import Row, history_value
 from fwviz.ui.panels.merge import export_value, tiles_value
-from fwviz.ui.panels.scrubber import scrubber_value, source_line
+from fwviz.ui.panels.scrubber import scrubbed, scrubber_value, source_line
 from fwviz.ui.panels.sidebar import form_value, relevance_value, runbar_value
 from fwviz.ui.state import Opening, Session, View
 
@@ -216,7 +216,9 @@ class Desk:
         shown = self.shown(session)
         if shown is None:
             return messages
-        return messages | self._deck(session, shown, replay) | self.charts(session, views.TABS[session.tab], shown)
+        return (
+            messages | self._deck(session, shown, replay=replay) | self.charts(session, views.TABS[session.tab], shown)
+        )
 
     def update(self, session: Session, sent: dict[str, Any]) -> Messages:
         """What changed of a run under way since ``sent``, which remembers what the page has."""
@@ -237,12 +239,13 @@ class Desk:
         event = state.parse_event(data)
         shown = self.shown(session)
         if shown is None or str(state.parse_view(event.get("view"))) != str(session.view):
-            return {}
+            return {"scrubber": scrubbed()}
         index = state.parse_index(event.get("index"), len(shown.trace.frames))
         session.index = None if state.parse_flag(event.get("follow")) else index
         moved = replace(shown, index=index)
         names = [name for name in views.TABS[session.tab] if name in views.OF_ONE_FRAME]
-        return {"tiles": tiles_value(views.tiles(shown.trace, index)), **self.charts(session, names, moved)}
+        tiles = tiles_value(views.tiles(shown.trace, index))
+        return {"scrubber": scrubbed(), "tiles": tiles, **self.charts(session, names, moved)}
 
     def choose_tab(self, session: Session, tab: Any) -> Messages:
         if state.parse_tab(tab) == session.tab:
@@ -289,7 +292,7 @@ class Desk:
             session.index = index
             moved = replace(shown, index=index)
             names = [name for name in views.TABS[session.tab] if name in views.OF_ONE_FRAME]
-            return self._deck(session, moved) | self.charts(session, names, moved), False
+            return self._deck(session, moved, go=True) | self.charts(session, names, moved), False
         if select == "checkpoint":
             session.vertex = state.parse_id(custom, shown.trace.checkpoints, "checkpoint in this run")
             return {}, True
@@ -367,7 +370,7 @@ class Desk:
     def charts(self, session: Session, names: Iterable[str], shown: views.Shown) -> Messages:
         return {name: views.draw(name, shown, self.measured) for name in names}
 
-    def _deck(self, session: Session, shown: views.Shown, replay: bool = False) -> Messages:
+    def _deck(self, session: Session, shown: views.Shown, *, replay: bool = False, go: bool = False) -> Messages:
         assert session.view is not None
         job = self.job(session)
         live = job is not None and not job.ended
@@ -382,6 +385,7 @@ class Desk:
             title=title,
             default=session.view == self.library.first(),
             replay=replay,
+            go=go,
         )
         return {
             "scrubber": scrubber,

@@ -67,8 +67,7 @@ def test_run_is_live_and_leaves_a_link_that_reattaches(opened: Any) -> None:
     assert "job=" in page.url
     assert "method=fw_soft" in page.url
     frames = ticks(page)
-    page.reload(wait_until="domcontentloaded")
-    page.wait_for_selector(".fw-plot .main-svg")
+    page.fwviz.reload()
     page.wait_for_function(f"document.querySelector('#fw-scrubber input[type=range]').max === '{frames}'")
     assert page.inner_text("#fw-scrubber .fw-badge").lower() == "run"
     assert page.get_attribute("#fw-tabs [role=tab]:has-text('Merge')", "aria-selected") == "true"
@@ -80,7 +79,7 @@ def test_stop_acts_and_a_reload_during_a_run_reattaches(opened: Any) -> None:
     page.click("#fw-runbar [data-act=run]")
     page.wait_for_function("document.querySelector('#fw-runbar .fw-state').dataset.status === 'running'")
     job = page.evaluate("new URLSearchParams(location.search).get('job')")
-    page.reload(wait_until="domcontentloaded")
+    page.fwviz.reload()
     page.wait_for_function("document.querySelector('#fw-scrubber .fw-badge')?.dataset.kind === 'live'")
     assert page.evaluate("new URLSearchParams(location.search).get('job')") == job
     page.wait_for_function("window.fwviz.updates > 2")
@@ -95,7 +94,7 @@ def test_stop_acts_and_a_reload_during_a_run_reattaches(opened: Any) -> None:
         "['stopping', 'stopped'].includes(document.querySelector('#fw-runbar .fw-state').dataset.status)"
     )
     print(f"\nstop acted after {1000 * (time.monotonic() - start):.0f} ms")
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 20
     page.wait_for_function("document.querySelector('#fw-runbar .fw-state').dataset.status === 'stopped'")
 
 
@@ -134,7 +133,7 @@ def test_scrubbing_moves_the_charts_and_the_address(opened: Any) -> None:
         page.keyboard.press("ArrowRight")
     assert page.evaluate(line) != before
     page.wait_for_function("v => window.fwviz.charts.lmo_bars.payload.v > v", arg=first["v"])
-    assert page.evaluate("Number(new URLSearchParams(location.search).get('t'))") > 20
+    assert page.evaluate("Number(new URLSearchParams(location.search).get('t'))") == ticks(page)
     assert chart(page, "lmo_bars")["mount"] == first["mount"]
 
 
@@ -273,6 +272,5 @@ def test_dark_and_light_without_the_server(opened: Any) -> None:
     page.wait_for_function(f"{colour} !== '{light}'")
     assert page.evaluate("document.body.classList.contains('dark')")
     assert chart(page, "gap_curve")["v"] == version, "the server was asked for a new figure"
-    page.reload(wait_until="domcontentloaded")
-    page.wait_for_selector(".fw-plot .main-svg")
+    page.fwviz.reload()
     assert page.evaluate("document.body.classList.contains('dark')")

@@ -37,11 +37,12 @@ def scrubber_value(
     title: str,
     default: bool = False,
     replay: bool = False,
+    go: bool = False,
 ) -> str:
     """Ticks [x, t, inner, loss, gap, accuracy] and where to stand; ``positions`` are x per frame, as in the charts.
 
     ``default`` says that this is what a page without parameters shows, so the address needs none for it; ``replay``
-    starts the replay.
+    starts the replay; ``go`` moves the scrubber even if a person has moved it elsewhere.
     """
     ticks: list[Tick] = []
     accuracy = None  # of the last frame that was judged: inner updates are judged as time allows
@@ -61,7 +62,13 @@ def scrubber_value(
         badge="Recording" if kind == "recording" else "Run",
         title=title,
         replay=replay,
+        go=go,
     )
+
+
+def scrubbed() -> str:
+    """The answer to a scrub: the next position may be sent."""
+    return wire.message(ack=True)
 
 
 def source_line(trace: Trace, method_title: str) -> str:
