@@ -51,8 +51,10 @@ def heat(
         "xgap": 1 if values.shape[1] <= 60 else 0,
         "ygap": 1,
         "hoverongaps": False,
-        # A click names its row. Large maps leave that to the y value, which is the same id.
-        "customdata": [[name] * values.shape[1] for name in names] if values.size <= 1000 else None,
+        # A click that pins a checkpoint names its row; large maps leave that to y, which is the same id.
+        "customdata": [[name] * values.shape[1] for name in names]
+        if select == "checkpoint" and values.size <= 1000
+        else None,
         "hovertemplate": hover,
         "meta": {"select": select},
         "showscale": False,
@@ -131,5 +133,5 @@ def span_of_labels(rows: pd.DataFrame, narrow: bool, theme: style.Theme) -> tupl
     """Checkpoint titles, their row labels and the left margin these need."""
     names = style.titles(rows, "checkpoint")
     colours = style.palette(theme)
-    labels = [style.coloured(style.short(t, 13 if narrow else 26), colours.muted) for t in names.values()]
+    labels = [style.coloured(style.short(t, 16 if narrow else 26), colours.muted) for t in names.values()]
     return names, labels, style.text_width(labels) + 10

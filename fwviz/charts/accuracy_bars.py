@@ -45,7 +45,7 @@ def accuracy_bars(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: b
     table = pd.concat([table.mean(skipna=False).to_frame().T, table])
     labels = [
         style.coloured("average", colours.ink, bold=True),
-        *(style.coloured(style.short(t, 13 if narrow else 24), styles[k].colour) for k, t in names.items()),
+        *(style.coloured(style.short(t, 16 if narrow else 24), styles[k].colour) for k, t in names.items()),
     ]
     shades = [colours.ink, *(styles[task].colour for task in names)]
     titles = ["the average of the tasks", *names.values()]
@@ -79,7 +79,10 @@ def accuracy_bars(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: b
             continue
         width = 3.0 if series == "individual" else 1.75
         # Over its bar a mark in the ink colour would vanish into the average's, so each wears a halo of the surface.
-        for stroke, colour in ((width + 2.5, colours.surface), (width, colours.ink)):
+        words = [f"{title}: {style.percent(v)}<br>{hover[i]}" for i, v in zip(at[kept], values[kept], strict=True)]
+        speaks: dict[str, Any] = {"hovertext": words, "hovertemplate": "%{hovertext}<extra></extra>"}
+        halo = (width + 2.5, colours.surface, {"hoverinfo": "skip"})
+        for stroke, colour, hovered in (halo, (width, colours.ink, speaks)):
             traces.append(
                 {
                     "type": "scatter",
@@ -93,11 +96,7 @@ def accuracy_bars(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: b
                         "color": colour,
                         "line": {"width": stroke, "color": colour},
                     },
-                    "hovertext": [
-                        f"{title}: {style.percent(v)}<br>{hover[i]}"
-                        for i, v in zip(at[kept], values[kept], strict=True)
-                    ],
-                    "hovertemplate": "%{hovertext}<extra></extra>",
+                    **hovered,
                 }
             )
     notes = [

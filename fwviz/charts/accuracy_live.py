@@ -95,6 +95,7 @@ def accuracy_live(
             "y": style.f4(mean[keep & whole]),
             "line": {"color": colours.ink, "width": 3.5},
             "hovertemplate": "<b>%{y:.1%}</b>",
+            "meta": {"select": "t"} if x == "t" else None,
         }
     )
     traces.append(

@@ -54,7 +54,7 @@ def coefficients_bars(data: pd.DataFrame, *, theme: style.Theme = "light", narro
     shades = [styles[own[name]].colour if name in own else colours.quiet for name in names]
     labels = [
         style.coloured(
-            style.short(title, 13 if narrow else 26), styles[own[n]].colour if n in own else colours.muted, n in own
+            style.short(title, 16 if narrow else 26), styles[own[n]].colour if n in own else colours.muted, n in own
         )
         for n, title in names.items()
     ]

@@ -84,6 +84,7 @@ def _panels(
     width = (1 - gutter * (len(tasks) - 1)) / len(tasks)
     traces: list[dict[str, Any]] = []
     changes: dict[str, Any] = {"annotations": [], "shapes": [], "bargap": 0.36, "barmode": "overlay"}
+    changes["hovermode"] = "y"  # a short bar is hit anywhere in its row
     for k, task in enumerate(tasks):
         own_axis = "" if k == 0 else str(k + 1)
         part = rows[rows["task"] == task]
@@ -143,7 +144,7 @@ def _panels(
             zerolinecolor=colours.zero,
             zerolinewidth=1,
         )
-        header = style.short(tasks[task], 30 // len(tasks) if narrow else max(10, 96 // len(tasks)))
+        header = style.short(tasks[task], 26 // len(tasks) if narrow else max(10, 96 // len(tasks)))
         changes["annotations"].append(
             style.note(
                 style.coloured(header, colour, bold=True),
@@ -261,6 +262,7 @@ def _dots(
 def _diamonds(
     x: pd.Series, y: pd.Series, picked: pd.DataFrame, colours: style.Palette, xaxis: str, size: float = 9
 ) -> dict[str, Any]:
+    """Marks on chosen vertices; hover and clicks go to the bar or dot below."""
     return {
         "type": "scatter",
         "mode": "markers",
@@ -275,9 +277,7 @@ def _diamonds(
             "line": {"width": 1.5, "color": colours.surface},
         },
         "customdata": picked["checkpoint"].tolist(),
-        "hovertext": picked["hover"].tolist(),
-        "hovertemplate": "%{hovertext}<extra></extra>",
-        "meta": {"select": "checkpoint"},
+        "hoverinfo": "skip",
     }
 
 
@@ -300,7 +300,7 @@ def _row_labels(rows: pd.DataFrame, checkpoints: dict[str, str], theme: style.Th
     owner = {row.checkpoint: row.task for row in rows[rows["own"]].itertuples()}
     return [
         style.coloured(
-            style.short(title, 13 if narrow else 26),
+            style.short(title, 16 if narrow else 26),
             styles[owner[name]].colour if name in owner else colours.muted,
             bold=name in owner,
         )
