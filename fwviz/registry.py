@@ -56,8 +56,7 @@ def setting(
 def describe_settings(cls: type) -> tuple[SettingSpec, ...]:
     """The settings of a frozen settings dataclass, in order."""
     return tuple(
-        SettingSpec(name=f.name, kind=type(f.default), default=f.default, **f.metadata)  # type: ignore[arg-type]
-        for f in dataclasses.fields(cls)
+        SettingSpec(name=f.name, kind=type(f.default), default=f.default, **f.metadata) for f in dataclasses.fields(cls)
     )
 
 
@@ -131,13 +130,17 @@ def _decorator(kind: str, title: str, settings: type | None, facts: Mapping[str,
     return register
 
 
-def merge_method(title: str, settings: type, *, data: str, paper: str, reference: str, convex: bool = False) -> Callable[..., Any]:
+def merge_method(
+    title: str, settings: type, *, data: str, paper: str, reference: str, convex: bool = False
+) -> Callable[..., Any]:
     """Register a generator ``(Problem, Settings) -> Iterator[Step]`` as a merge method.
 
     ``data`` is what it needs: "none", "labels" (calibration) or "inputs" (unlabelled). ``convex`` says that with its
     default settings copies of one checkpoint merge to that checkpoint's segment to the base.
     """
-    return _decorator("methods", title, settings, {"data": data, "paper": paper, "reference": reference, "convex": convex})
+    return _decorator(
+        "methods", title, settings, {"data": data, "paper": paper, "reference": reference, "convex": convex}
+    )
 
 
 def lens(title: str, *, question: str) -> Callable[..., Any]:

@@ -111,9 +111,9 @@ class TaskVectors(Protocol):
         ...
 
     def cosines(self, gradient: Tensor, groups: Groups) -> Tensor:
-        """C[g, i] = Σ over the tensors p of group g of cos(gradient_p, θᵢ,p), raw checkpoint weights; 0 where a norm is 0.
+        """C[g, i] = Σ over the tensors p of group g of cos(gradient_p, θᵢ,p), 0 where a norm is 0.
 
-        The released FW-Merging code ranks by this. gradient (P,) → (G, n) float32 on the CPU.
+        θᵢ are raw checkpoint weights: the released FW-Merging code ranks by this. gradient (P,) → (G, n) float32 on the CPU.
         """
         ...
 
@@ -241,7 +241,7 @@ class FileCard:
 
 @dataclass(frozen=True)
 class CheckpointCard:
-    """One checkpoint of a pool. ``accuracy`` maps split → accuracy on its own task, as measured when the pool was made."""
+    """One checkpoint of a pool. ``accuracy`` maps split → accuracy on its own task when the pool was made."""
 
     id: str
     title: str
@@ -294,12 +294,13 @@ class PoolCard:
         for task in self.tasks:
             if task.id == task_id:
                 return task
-        raise FwvizError(f"pool {self.id!r} has no task {task_id!r}: choose from {', '.join(t.id for t in self.tasks)}.")
+        raise FwvizError(
+            f"pool {self.id!r} has no task {task_id!r}: choose from {', '.join(t.id for t in self.tasks)}."
+        )
 
     def checkpoint(self, checkpoint_id: str) -> CheckpointCard:
         for checkpoint in self.checkpoints:
             if checkpoint.id == checkpoint_id:
                 return checkpoint
-        raise FwvizError(
-            f"pool {self.id!r} has no checkpoint {checkpoint_id!r}: choose from {', '.join(c.id for c in self.checkpoints)}."
-        )
+        known = ", ".join(c.id for c in self.checkpoints)
+        raise FwvizError(f"pool {self.id!r} has no checkpoint {checkpoint_id!r}: choose from {known}.")

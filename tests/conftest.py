@@ -25,7 +25,8 @@ _RECIPE = Path(__file__).parent / "tiny_pool.py"
 
 def _make_tiny_pool(root: Path) -> Path:
     spec = importlib.util.spec_from_file_location("fwviz_tests_tiny_pool", _RECIPE)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

@@ -41,7 +41,9 @@ def test_imports_only_look_down() -> None:
     run(tool("lint-imports"))
 
 
-@pytest.mark.parametrize("module", ["fwviz.space.vectors", "fwviz.methods", "fwviz.tasks.objectives", "fwviz.runs.runner"])
+@pytest.mark.parametrize(
+    "module", ["fwviz.space.vectors", "fwviz.methods", "fwviz.tasks.objectives", "fwviz.runs.runner"]
+)
 def test_core_imports_without_the_ui_packages(module: str) -> None:
     """A GPU machine may have neither gradio nor plotly, and must still merge."""
     block = "import sys\nfor name in ('gradio', 'plotly', 'datasets', 'open_clip'): sys.modules[name] = None\n"

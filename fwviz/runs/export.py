@@ -26,9 +26,7 @@ VISION_PREFIXES = ("vision_model.", "visual_projection.")
 LOADERS: dict[ExportFormat, str] = {"clip_model": "CLIPModel", "vision_model": "CLIPVisionModelWithProjection"}
 
 
-def export_weights(
-    source: Trace | Recipe, index: int, folder: Path | str, format: ExportFormat = "clip_model"
-) -> Path:
+def export_weights(source: Trace | Recipe, index: int, folder: Path | str, format: ExportFormat = "clip_model") -> Path:
     """Write the merged model of one frame to a new or empty folder; a recipe is run first. Returns the folder.
 
     ``clip_model`` is the whole CLIP (merged image tower, the base's text tower), ``vision_model`` the image tower
@@ -86,7 +84,7 @@ def model_card(trace: Trace, index: int, assembly: Assembly, format: ExportForma
     title = entry("methods", trace.recipe.method).title
     licence = json.dumps(str(card.base.get("licence", "other")).lower())
     lines = ["---", f"license: {licence}", "library_name: transformers", "tags:"]
-    lines += [ "- model-merging", "- clip", "- fwviz", "---", ""]
+    lines += ["- model-merging", "- clip", "- fwviz", "---", ""]
     lines += [f"# {title} of {len(trace.checkpoints)} checkpoints of {card.title}", ""]
     lines += [f"Merged with fwviz {trace.versions.get('fwviz', '')}, iteration t = {frame.t}".rstrip() + "."]
     lines += [f"Checkpoints: {', '.join(trace.checkpoints)}. Merged for: {', '.join(trace.tasks)}.", ""]

@@ -229,9 +229,7 @@ class _Session:
         if step.inner == 0 or not self._evaluations:
             return True
         expected = self._evaluation_seconds * (1 + 1 / self._evaluations)
-        return (
-            self._due(INNER_EVALUATION_EVERY, self._evaluated_at) and expected <= EVALUATION_SHARE * self._clock()
-        )
+        return self._due(INNER_EVALUATION_EVERY, self._evaluated_at) and expected <= EVALUATION_SHARE * self._clock()
 
     def _quick(self, assembly: Assembly) -> tuple[dict[str, float], dict[str, float]]:
         start = self._clock()

@@ -152,7 +152,7 @@ class Watched:
         return self.page
 
     def reload(self) -> None:
-        """Reload. gradio's client of the old page complains of the stream that is cut: that, and only that, is let pass."""
+        """Reload. gradio's old client complains of the stream that is cut: that, and only that, is let pass."""
         before = len(self.errors)
         self.page.reload(wait_until="domcontentloaded")
         self.page.wait_for_selector(".fw-plot .main-svg")
