@@ -113,7 +113,9 @@ class TaskVectors(Protocol):
     def cosines(self, gradient: Tensor, groups: Groups) -> Tensor:
         """C[g, i] = Σ over the tensors p of group g of cos(gradient_p, θᵢ,p), 0 where a norm is 0.
 
-        θᵢ are raw checkpoint weights: the released FW-Merging code ranks by this. gradient (P,) → (G, n) float32 on the CPU.
+        θᵢ are raw checkpoint weights: the released FW-Merging code ranks by this.
+
+        gradient (P,) → (G, n) float32 on the CPU.
         """
         ...
 
