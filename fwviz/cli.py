@@ -421,15 +421,13 @@ def _lens_sources(parameters: Sequence[str], options: argparse.Namespace) -> dic
 
 
 def _chart_of(lens: str, chosen: str | None) -> str:
-    """The chart of a lens: the one asked for, of the same name, or the only one whose name starts like it."""
+    """The chart of a lens: the one asked for, or the one that draws its table."""
     if chosen is not None:
         return entry("charts", chosen).name
-    if lens in entries("charts"):
-        return lens
-    alike = [name for name in entries("charts") if name.startswith(f"{lens}_") and name not in entries("lenses")]
-    if len(alike) != 1:
-        raise FwvizError(f"name the --chart to draw: {', '.join(alike or entries('charts'))}.")
-    return alike[0]
+    drawn_by = [name for name, chart in entries("charts").items() if chart.facts["lens"] == lens]
+    if not drawn_by:
+        raise FwvizError(f"no chart draws the lens {lens!r}: take a .csv file, or name the --chart to try.")
+    return drawn_by[0]
 
 
 def _parse_like(name: str, value: Any, default: Any) -> Any:

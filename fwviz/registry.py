@@ -148,9 +148,12 @@ def lens(title: str, *, question: str) -> Callable[..., Any]:
     return _decorator("lenses", title, None, {"question": question})
 
 
-def chart(title: str, *, question: str, reading: str) -> Callable[..., Any]:
-    """Register a pure function DataFrame → plotly Figure. ``reading`` says in one sentence how to read it."""
-    return _decorator("charts", title, None, {"question": question, "reading": reading})
+def chart(title: str, *, question: str, lens: str, reading: str) -> Callable[..., Any]:
+    """Register a pure function DataFrame → plotly Figure.
+
+    ``lens`` names the analysis whose table it draws; ``reading`` says in one sentence how to read it.
+    """
+    return _decorator("charts", title, None, {"question": question, "lens": lens, "reading": reading})
 
 
 def entries(kind: str) -> dict[str, Entry]:

@@ -58,3 +58,11 @@ def test_each_file_registers_one_thing_named_like_it(kind: str) -> None:
     assert files == set(registry.entries(kind))
     for name, entry in registry.entries(kind).items():
         assert entry.run.__module__ == f"fwviz.{kind}.{name}"
+
+
+def test_every_chart_draws_a_lens() -> None:
+    from fwviz import registry
+
+    drawn = [chart.facts["lens"] for chart in registry.entries("charts").values()]
+    assert set(drawn) <= set(registry.entries("lenses"))
+    assert len(set(drawn)) == len(drawn)

@@ -23,7 +23,7 @@ LOOKS: dict[str, tuple[str, str, int]] = {
 }
 
 
-@chart("Final accuracy", question="How good is the merged model, task by task?", reading=READING)
+@chart("Final accuracy", question="How good is the merged model, task by task?", lens="results", reading=READING)
 def accuracy_bars(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool = False) -> go.Figure:
     """One bar per task and one for their average, with the base, own checkpoint and average merge as marks.
 

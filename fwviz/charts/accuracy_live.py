@@ -20,7 +20,12 @@ HEIGHT, HEIGHT_NARROW = 380, 340
 AVERAGE = ""  # the key of the mean over tasks: no task has an empty id
 
 
-@chart("Accuracy as it merges", question="Is the merged model getting better, and on which tasks?", reading=READING)
+@chart(
+    "Accuracy as it merges",
+    question="Is the merged model getting better, and on which tasks?",
+    lens="accuracy",
+    reading=READING,
+)
 def accuracy_live(
     data: pd.DataFrame,
     *,

@@ -18,7 +18,12 @@ READING = (
 ROW = 21
 
 
-@chart("What is in the merge", question="How much of each checkpoint did the merge take?", reading=READING)
+@chart(
+    "What is in the merge",
+    question="How much of each checkpoint did the merge take?",
+    lens="coefficients",
+    reading=READING,
+)
 def coefficients_bars(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool = False) -> go.Figure:
     """Coefficients λ of one frame: the mean over groups weighted by their parameters, each group as a dot.
 

@@ -20,7 +20,7 @@ ROW = 34
 MARKS = {"base": "base", "individual": "own checkpoints"}
 
 
-@chart("Runs compared", question="Which method merges best, and at what cost?", reading=READING)
+@chart("Runs compared", question="Which method merges best, and at what cost?", lens="comparison", reading=READING)
 def comparison(
     data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool = False, normalised: bool = False
 ) -> go.Figure:

@@ -17,7 +17,7 @@ READING = (
 )
 
 
-@chart("Gap and loss", question="How much could any checkpoint still give?", reading=READING)
+@chart("Gap and loss", question="How much could any checkpoint still give?", lens="gap", reading=READING)
 def gap_curve(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool = False) -> go.Figure:
     """Two panels over t: loss ℓ(θ_t) in nats and gap g_t = max_s ⟨−∇ℓ(θ_t), s − θ_t⟩ in nats.
 

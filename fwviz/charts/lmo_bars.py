@@ -20,7 +20,10 @@ MOST_PANELS, MOST_PANELS_NARROW = 6, 4
 
 
 @chart(
-    "Relevance of every checkpoint", question="Which checkpoints does the gradient of each task want?", reading=READING
+    "Relevance of every checkpoint",
+    question="Which checkpoints does the gradient of each task want?",
+    lens="lmo",
+    reading=READING,
 )
 def lmo_bars(
     data: pd.DataFrame,

@@ -17,7 +17,12 @@ READING = (
 TOP = 26  # px above the map, for the colour key
 
 
-@chart("Relevance along the run", question="What does the oracle want, iteration by iteration?", reading=READING)
+@chart(
+    "Relevance along the run",
+    question="What does the oracle want, iteration by iteration?",
+    lens="lmo_history",
+    reading=READING,
+)
 def lmo_history(
     data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool = False, scope: str = "joint"
 ) -> go.Figure:

@@ -19,7 +19,12 @@ READING = (
 TOP = 26  # px above the map, for the colour key
 
 
-@chart("Relevance layer by layer", question="Does every layer want the same checkpoint?", reading=READING)
+@chart(
+    "Relevance layer by layer",
+    question="Does every layer want the same checkpoint?",
+    lens="lmo_layers",
+    reading=READING,
+)
 def lmo_layers(
     data: pd.DataFrame,
     *,

@@ -18,7 +18,12 @@ READING = (
 HOLDS = 0.25  # the promise "holds" while the measured change is within 25 % of it
 
 
-@chart("Promise and reality", question="How far along the way can the gradient be trusted?", reading=READING)
+@chart(
+    "Promise and reality",
+    question="How far along the way can the gradient be trusted?",
+    lens="promise",
+    reading=READING,
+)
 def promise_reality(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool = False) -> go.Figure:
     """Promised γ·⟨∇ℓ(θ_t), s − θ_t⟩ and measured ℓ(θ_t + γ(s − θ_t)) − ℓ(θ_t) over γ ∈ [0, 1], in nats.
 

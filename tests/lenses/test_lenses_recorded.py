@@ -22,8 +22,7 @@ from fwviz.pools.open import Pool
 from fwviz.runs.assemble import Assembly
 from fwviz.runs.trace import Trace
 
-CHART_OF = {"gap": "gap_curve", "promise": "promise_reality", "accuracy": "accuracy_live", "results": "accuracy_bars"}
-CHART_OF |= {"coefficients": "coefficients_bars"}
+CHART_OF = {chart.facts["lens"]: name for name, chart in registry.entries("charts").items()}
 
 
 def test_every_lens_says_what_it_reads_and_needs_nothing_more() -> None:
@@ -45,9 +44,8 @@ def test_columns_are_documented_and_the_chart_draws_them(
     assert len(table)
     undocumented = [column for column in table.columns if f"``{column}``" not in entry.doc]
     assert not undocumented
-    chart = CHART_OF.get(name, name)
-    if chart in registry.entries("charts"):
-        assert registry.entry("charts", chart).run(table).data
+    if name in CHART_OF:
+        assert registry.entry("charts", CHART_OF[name]).run(table).data
 
 
 def test_history_holds_the_recorded_scores(soft: Trace, hard: Trace, average: Trace, tiny_pool: Pool) -> None:
