@@ -87,7 +87,10 @@ def positions(trace: Trace) -> list[float]:
     """
     seen = max((frame.inner for frame in trace.frames), default=0)
     most = max(seen, _planned_inner(trace))
-    return [frame.t if frame.inner == 0 else frame.t - 1 + frame.inner / (most + 1) for frame in trace.frames]
+    return [
+        float(frame.t) if frame.inner == 0 or frame.t == 0 else frame.t - 1 + frame.inner / (most + 1)
+        for frame in trace.frames
+    ]
 
 
 def _planned_inner(trace: Trace) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
 import torch
@@ -128,7 +128,8 @@ def fw_hard(problem: Problem, settings: Settings) -> Iterator[Step]:
     The state is λ (G, n); every trial is rebuilt into one buffer (P,), so memory does not grow with n. With
     ``merge_fn = ties`` the state is θ itself, Steps carry ``delta`` and the gap certifies nothing.
 
-    Args: ``problem``, ``settings``. Yields t = 0, then each trial of a line search (inner > 0) and each iterate.
+    Args: ``problem``, ``settings``. Yields t = 0 before (inner = 1) and after its gradients, then each trial of a line
+    search (inner > 0) and each iterate.
     Deviations from the released code, all by setting: inner products instead of tensor cosines, base and initial
     solution as vertices, eval mode, a line search, all calibration samples. Its layer rule works per tensor
     (``granularity = tensor``) and its language version sends a tensor whose best cosine is ≥ 0 to zero, which would
@@ -147,18 +148,25 @@ def fw_hard(problem: Problem, settings: Settings) -> Iterator[Step]:
     coefficients: Tensor | None = initial
     theta = vectors.combine(initial.float(), groups)
     buffer = torch.empty_like(theta)
+    start = Step(
+        t=0,
+        inner=1,
+        granularity=settings.granularity,
+        coefficients=initial.float(),
+        in_hull=simplex.in_hull(initial, hull.start),
+        note=f"initial solution: {settings.init.replace('_', ' ')}",
+    )
+    yield start  # before its gradients, which take longer than anyone wants to look at an empty chart
     now = look(theta, coefficients)
     gap = simplex.fw_gap(now.slopes)
     done = certified and gap <= settings.epsilon
-    yield Step(
-        t=0,
-        granularity=settings.granularity,
-        coefficients=initial.float(),
+    yield replace(
+        start,
+        inner=0,
         loss=now.loss,
         gap=gap,
-        in_hull=simplex.in_hull(initial, hull.start),
         status="converged" if done else "running",
-        note=f"initial solution: {settings.init.replace('_', ' ')}, calibration loss {now.loss:.3f}",
+        note=f"{start.note}, calibration loss {now.loss:.3f}",
     )
 
     gamma, smoothness = 1.0, 0.0

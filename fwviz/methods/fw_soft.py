@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -123,8 +123,9 @@ def fw_soft(problem: Problem, settings: Settings) -> Iterator[Step]:
     The gap is that of the set searched, which with layer-wise coefficients is the product of the layers' hulls. It can
     stall above zero: the tasks' picks need not contain the vertex it is measured by, which ``joint_vertex`` adds.
 
-    Args: ``problem``, ``settings``. Yields t = 0, then each update (inner > 0) and each iterate. ``scores`` have the
-    rows of the coefficients; a model-wise oracle compares their sums. ``step_size`` is the mean over groups of Σ_j λ.
+    Args: ``problem``, ``settings``. Yields t = 0 before (inner = 1) and after its gradients, then each update
+    (inner > 0) and each iterate. ``scores`` have the rows of the coefficients; a model-wise oracle compares their sums.
+    ``step_size`` is the mean over groups of Σ_j λ.
     ``inner = official`` is the released code: Adam 1e-3, 500 updates, λ = 0.3 at first and 1e-8 later, no projection
     (its simplex function is never called), coefficients per tensor. ``inner = none`` is its unoptimised variant
     θ + 0.3·step·Σ_j(s_j − θ), step 1 at first, then 0.1·2/(t + 2). Both can leave the hull and raise the loss. The
@@ -146,18 +147,25 @@ def fw_soft(problem: Problem, settings: Settings) -> Iterator[Step]:
 
     coefficients = initial
     theta = vectors.combine(initial.float(), groups)
+    start = Step(
+        t=0,
+        inner=1,
+        granularity=groups.granularity,
+        coefficients=initial.float(),
+        in_hull=simplex.in_hull(initial, hull.start),
+        note=f"initial solution: {settings.init.replace('_', ' ')}",
+    )
+    yield start  # before its gradients, which take longer than anyone wants to look at an empty chart
     now = look(theta, coefficients)
     gap = simplex.fw_gap(now.slopes)
     done = certified(coefficients) and gap <= settings.epsilon
-    yield Step(
-        t=0,
-        granularity=groups.granularity,
-        coefficients=initial.float(),
+    yield replace(
+        start,
+        inner=0,
         loss=now.loss,
         gap=gap,
-        in_hull=simplex.in_hull(initial, hull.start),
         status="converged" if done else "running",
-        note=f"initial solution: {settings.init.replace('_', ' ')}, calibration loss {now.loss:.3f}",
+        note=f"{start.note}, calibration loss {now.loss:.3f}",
     )
 
     failures = 0

@@ -147,6 +147,7 @@ class _Session:
         self._filled: Step | None = None
         self._evaluation_seconds = 0.0
         self._evaluations = 0
+        self._judged: tuple[Tensor, dict[str, float], dict[str, float]] | None = None  # what was evaluated last
         self._evaluated_at = 0.0
         self._shown_at = 0.0
         self._bytes_before = 0
@@ -197,7 +198,9 @@ class _Session:
         with contextlib.closing(steps):
             for step in steps:
                 _check_finite(step)
-                shown = step.inner == 0 or (self._live and self._due(INNER_FRAME_EVERY, self._shown_at))
+                shown = step.inner == 0 or (
+                    self._live and (not self._frames or self._due(INNER_FRAME_EVERY, self._shown_at))
+                )
                 if step.coefficients is not None:
                     self._last = replace(step, coefficients=step.coefficients.clone())
                 elif shown:  # a borrowed delta is kept as weights, of the steps that are recorded only
@@ -232,6 +235,9 @@ class _Session:
         return self._due(INNER_EVALUATION_EVERY, self._evaluated_at) and expected <= EVALUATION_SHARE * self._clock()
 
     def _quick(self, assembly: Assembly) -> tuple[dict[str, float], dict[str, float]]:
+        now = self._last.coefficients if self._last is not None else None
+        if now is not None and self._judged is not None and torch.equal(now, self._judged[0]):
+            return self._judged[1:]  # an iterate that stayed where it was, or one shown before and after its gradients
         start = self._clock()
         scores = assembly.evaluator.quick(self._weights(assembly))
         self._evaluated_at = self._clock()
@@ -240,7 +246,9 @@ class _Session:
         for task, score in scores.items():
             if not math.isfinite(score.loss):
                 raise FwvizError(f"the merged model answers task {task!r} with not-a-number: lower the scale or step.")
-        return {t: s.accuracy for t, s in scores.items()}, {t: s.loss for t, s in scores.items()}
+        accuracy, task_loss = {t: s.accuracy for t, s in scores.items()}, {t: s.loss for t, s in scores.items()}
+        self._judged = None if now is None else (now, accuracy, task_loss)
+        return accuracy, task_loss
 
     def _judge(self, assembly: Assembly) -> dict[Split, dict[str, Score]]:
         """Full scores of the last iterate, as far as the control leaves time for them."""

@@ -82,7 +82,7 @@ def _lmo_bars(shown: Shown, measured: Measurements) -> pd.DataFrame:
         return measured.lmo(trace, shown.index)
     frame = trace.frames[shown.index]
     recorded = sorted(set(history["t"]))
-    wanted = frame.t + 1 if frame.inner == 0 else frame.t
+    wanted = frame.t if frame.inner and frame.t else frame.t + 1
     at = max((t for t in recorded if t <= wanted), default=recorded[0])
     titles = {task.id: task.title for task in shown.card.tasks} if shown.card else {}
     rows = history[history["t"] == at]
@@ -95,7 +95,7 @@ def _lmo_layers(shown: Shown, measured: Measurements) -> pd.DataFrame:
     if not trace.frames:
         raise FwvizError("The scores appear with the first iteration.")
     frame = trace.frames[shown.index]
-    wanted = frame.t + 1 if frame.inner == 0 else frame.t
+    wanted = frame.t if frame.inner and frame.t else frame.t + 1
     scored = [f for f in trace.iterates() if f.scores is not None and len(f.scores) > 1]
     at = max((f for f in scored if f.t <= wanted), key=lambda f: f.t, default=None)
     if at is None or at.scores is None:

@@ -117,7 +117,7 @@ def test_without_task_scores_the_path_is_the_same() -> None:
 def test_trials_of_the_line_search_are_shown_as_they_are() -> None:
     problem = toy_problem()
     steps = list(fw_hard(problem, Settings(max_steps=2, init="base")))
-    trials = [step for step in steps if step.inner > 0]
+    trials = [step for step in steps if step.inner > 0 and step.t > 0]
     assert trials
     for step in trials:
         theta = problem.vectors.combine(step.coefficients, problem.groups("layer"))  # type: ignore[arg-type]
@@ -214,7 +214,7 @@ def test_groups_that_point_uphill_stay() -> None:
 def test_a_step_that_cannot_descend_ends_the_run(skip_uphill: bool, merge_fn: str) -> None:
     """At the unconstrained optimum every way leads up: stay there and say so."""
     problem = toy_problem(mixture=torch.zeros(5))
-    first, *trials, last = fw_hard(
+    _, first, *trials, last = fw_hard(
         problem, Settings(init="base", extra_vertices="none", skip_uphill=skip_uphill, merge_fn=merge_fn)
     )
     assert (len(trials) == 0) == skip_uphill

@@ -95,14 +95,16 @@ def test_updates_are_shown() -> None:
     problem = toy_problem(noise=1.0)
     steps = list(fw_soft(problem, Settings(max_steps=2, inner_updates=7, batch_size=4, epsilon=0.0)))
     assert [(step.t, step.inner) for step in steps] == [
+        (0, 1),
         (0, 0),
         *((1, i) for i in range(1, 8)),
         (1, 0),
         *((2, i) for i in range(1, 8)),
         (2, 0),
     ]
-    assert all(step.coefficients is not None and step.loss is not None for step in steps)
-    torch.testing.assert_close(steps[7].coefficients, steps[8].coefficients)
+    assert all(step.coefficients is not None for step in steps)
+    assert all(step.loss is not None for step in steps[1:])
+    torch.testing.assert_close(steps[8].coefficients, steps[9].coefficients)
 
 
 def test_copies_of_one_checkpoint_stay_on_its_segment() -> None:
@@ -140,9 +142,12 @@ def test_hull_scale_reaches_beyond_the_hull() -> None:
 
 def test_starts_where_it_is_told() -> None:
     for init, value in (("base", 0.0), ("average", 0.2), ("task_arithmetic", 0.25)):
-        first = next(fw_soft(toy_problem(), Settings(init=init, init_scale=0.25)))
-        torch.testing.assert_close(first.coefficients, torch.full((4, 5), value))
-        assert first.t == 0
+        run = fw_soft(toy_problem(), Settings(init=init, init_scale=0.25))
+        shown, first = next(run), next(run)
+        for step in (shown, first):
+            torch.testing.assert_close(step.coefficients, torch.full((4, 5), value))
+            assert step.t == 0
+        assert shown.loss is None
         assert first.loss is not None
 
 

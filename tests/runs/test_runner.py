@@ -85,8 +85,9 @@ def test_frames_agree_with_the_evaluator(tiny_pool_path: Path) -> None:
     chosen = recipe(tiny_pool_path, max_steps=2)
     frames = list(run(chosen))
     assert [frame.index for frame in frames] == list(range(len(frames)))
-    assert frames[0].t == 0
-    assert frames[0].completed
+    assert [(frame.t, frame.completed) for frame in frames[:2]] == [(0, False), (0, True)]  # before and after gradients
+    assert frames[0].accuracy == frames[1].accuracy
+    assert set(frames[0].accuracy) == set(chosen.tasks)
     iterates = [frame for frame in frames if frame.completed]
     assert len(iterates) >= 2
     assert all(set(frame.accuracy) == set(chosen.tasks) for frame in iterates)

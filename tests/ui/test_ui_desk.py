@@ -162,7 +162,7 @@ def test_stop_and_step_from_the_page(desk: Desk, pool_id: str) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert job is not None
-    assert [frame.t for frame in job.frames] == [0]
+    assert [(frame.t, frame.completed) for frame in job.frames] == [(0, False), (0, True)]
     desk.pause(session)
     while len(job.frames) < 3:
         assert time.monotonic() < deadline
