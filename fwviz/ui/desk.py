@@ -127,8 +127,13 @@ class Desk:
         return recipe
 
     def rank(self, recipe: Recipe) -> Iterator[Messages]:
-        """Measure which checkpoint each chosen task's oracle wants at the base, a task at a time."""
+        """Measure which checkpoint each chosen task's oracle wants at the base, a task at a time.
+
+        The recipe itself is opened first: what it reads stays cached, so that Run begins at once.
+        """
         pool = open_pool(recipe.pool)
+        if any(task not in self._known(recipe) for task in recipe.tasks):
+            assemble(recipe)
         for task in recipe.tasks:
             if task in self._known(recipe):
                 continue
