@@ -270,8 +270,17 @@
       } else if (next.recipe) drawSettings();
       fill();
       root.classList.remove("loading");
-      if (next.pool && recipe.tasks.some((task) => !value.relevance?.[task])) trigger("edit", { recipe: JSON.stringify(recipe), what: "open" });
+      if (next.pool) rank();
     }
+
+    // While a run is under way nothing is ranked: ask again when it has ended.
+    const rank = () => recipe?.tasks.some((task) => !value.relevance?.[task]) && trigger("edit", { recipe: JSON.stringify(recipe), what: "open" });
+    let wasLive = false;
+    fwviz.on("status", ({ status }) => {
+      const live = ["queued", "starting", "running", "paused", "stopping"].includes(status);
+      if (wasLive && !live) rank();
+      wasLive = live;
+    });
     watch("value", take);
     take();
   };

@@ -132,11 +132,15 @@ class Desk:
         The recipe itself is opened first: what it reads stays cached, so that Run begins at once.
         """
         pool = open_pool(recipe.pool)
+        if self.board.busy:
+            return  # the page asks again when the run has ended
         if any(task not in self._known(recipe) for task in recipe.tasks):
             assemble(recipe)
         for task in recipe.tasks:
             if task in self._known(recipe):
                 continue
+            if self.board.busy:
+                return
             with self._ranking:
                 if task not in self._known(recipe):
                     asked = replace(recipe, tasks=(task,), checkpoints=pool.checkpoint_ids, seed=0, device="cpu")
@@ -314,9 +318,12 @@ class Desk:
     def average(self, session: Session) -> Messages:
         """Measure the plain average that a finished run is compared with, once; the charts that show it."""
         shown = self.shown(session)
-        if shown is None or shown.live or self.measured.averaged(shown.trace.recipe) is not None:
+        if shown is None or self.board.busy or self.measured.averaged(shown.trace.recipe) is not None:
             return {}
-        self.measured.average(shown.trace.recipe)
+        if shown.card is None or not shown.trace.frames:
+            return {}
+        with self.board.background() as control:
+            self.measured.average(shown.trace.recipe, control)
         return self.charts(session, [name for name in views.TABS[session.tab] if name in views.WITH_AVERAGE], shown)
 
     # --- parts ------------------------------------------------------------------------------------

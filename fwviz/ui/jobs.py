@@ -6,11 +6,12 @@ reload is nothing special. Closing a page does not end a job; a job nobody has l
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -99,6 +100,7 @@ class JobBoard:
         self._counter = itertools.count(1)
         self._change = threading.Condition()
         self._janitor: threading.Thread | None = None
+        self._background: set[Control] = set()
 
     # --- asked by pages ---------------------------------------------------------------------------
 
@@ -114,6 +116,8 @@ class JobBoard:
             header = Trace(writer.id, recipe, "", "", {}, {}, {})
             job = Job(writer.id, recipe, owner, writer, Control(paused=paused), header)
             self._jobs[job.id] = job
+            for background in self._background:
+                background.stop(at_once=True)
             self._dispatch()
             self._watch()
             return job
@@ -125,6 +129,24 @@ class JobBoard:
             if job is not None:
                 job.seen = time.monotonic()
             return job
+
+    @property
+    def busy(self) -> bool:
+        """True while any job is queued or under way: what nobody waits for should not begin then."""
+        with self._change:
+            return any(not job.ended for job in self._jobs.values())
+
+    @contextlib.contextmanager
+    def background(self) -> Iterator[Control]:
+        """A control for work that nobody waits for: it is stopped at once when a job is submitted."""
+        control = Control()
+        with self._change:
+            self._background.add(control)
+        try:
+            yield control
+        finally:
+            with self._change:
+                self._background.discard(control)
 
     def ahead(self, job: Job) -> int:
         """How many queued jobs will start before this one."""

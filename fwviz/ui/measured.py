@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from fwviz.runs.assemble import Assembly
+    from fwviz.runs.runner import Control
 
 KEPT = 128
 ASSEMBLIES = 2
@@ -53,21 +54,23 @@ class Measurements:
         """The same if it has been measured, else None."""
         return self._known(("promise", trace.id, index, vertex))
 
-    def average(self, recipe: Recipe) -> dict[str, dict[str, float]]:
-        """Split → task → accuracy of the plain average of the recipe's checkpoints."""
-        return self._once(self._average_key(recipe), lambda: self._average(recipe))
+    def average(self, recipe: Recipe, control: Control) -> None:
+        """Measure the accuracy of the plain average of the recipe's checkpoints, unless ``control`` says stop."""
+        self._once(self._average_key(recipe), lambda: self._average(recipe, control))
 
     def averaged(self, recipe: Recipe) -> dict[str, dict[str, float]] | None:
-        """The same if it has been measured, else None."""
+        """Split → task → accuracy of the plain average if it has been measured, else None."""
         return self._known(self._average_key(recipe))
 
     def _average_key(self, recipe: Recipe) -> Hashable:
         return ("average", recipe.pool, recipe.checkpoints, recipe.tasks)
 
-    def _average(self, recipe: Recipe) -> dict[str, dict[str, float]]:
+    def _average(self, recipe: Recipe, control: Control) -> dict[str, dict[str, float]] | None:
         from fwviz.runs.runner import execute
 
-        trace = execute(replace(recipe, method="weight_average", settings={}))
+        trace = execute(replace(recipe, method="weight_average", settings={}), control=control)
+        if control.stopped:
+            return None
         return {split: {task: score.accuracy for task, score in row.items()} for split, row in trace.final.items()}
 
     def _lens(self, name: str, trace: Trace, index: int, **options: Any) -> pd.DataFrame:
@@ -101,6 +104,8 @@ class Measurements:
             found = self._known(key)
             if found is None:
                 found = measure()
+                if found is None:  # was told to stop: the next who asks begins again
+                    return found
                 with self._lock:
                     self._kept[key] = found
                     while len(self._kept) > KEPT:

@@ -186,3 +186,17 @@ def test_ended_jobs_are_forgotten_but_their_records_stay(tmp_path: Path, clockwo
         ids.append(job.id)
     assert sum(board.get(name) is not None for name in ids) <= 3
     assert set(board.store.ids()) == set(ids)
+
+
+def test_background_work_gives_way_to_a_run(board: JobBoard, clockwork: Clockwork) -> None:
+    assert not board.busy
+    with board.background() as control:
+        assert not control.stopped
+        job = board.submit(RECIPE, "me")
+        assert control.stopped_at_once
+    assert board.busy
+    with board.background() as later:
+        assert not later.stopped
+    clockwork.gate.set()
+    until(lambda: job.ended)
+    assert not board.busy
