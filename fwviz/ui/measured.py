@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from fwviz.registry import entry
 from fwviz.runs.recipe import Recipe
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 KEPT = 128
 ASSEMBLIES = 2
-T = TypeVar("T")
 
 
 class Measurements:
@@ -38,21 +37,24 @@ class Measurements:
 
     def lmo(self, trace: Trace, index: int) -> pd.DataFrame:
         """Scores of every checkpoint for every task at the weights of a frame."""
-        return self._once(("lmo", trace.id, index), lambda: self._lens("lmo", trace, index))
+        table: pd.DataFrame = self._once(("lmo", trace.id, index), lambda: self._lens("lmo", trace, index))
+        return table
 
     def layers(self, trace: Trace, index: int) -> pd.DataFrame:
         """Scores of every checkpoint in every layer at the weights of a frame."""
-        return self._once(("lmo_layers", trace.id, index), lambda: self._lens("lmo_layers", trace, index))
+        table: pd.DataFrame = self._once(("layers", trace.id, index), lambda: self._lens("lmo_layers", trace, index))
+        return table
 
     def promise(self, trace: Trace, index: int, vertex: str) -> pd.DataFrame:
         """Promised and measured change of loss on the way from a frame to a vertex ("": the most wanted)."""
-        return self._once(
-            ("promise", trace.id, index, vertex), lambda: self._lens("promise", trace, index, vertex=vertex)
-        )
+        key = ("promise", trace.id, index, vertex)
+        table: pd.DataFrame = self._once(key, lambda: self._lens("promise", trace, index, vertex=vertex))
+        return table
 
     def promised(self, trace: Trace, index: int, vertex: str) -> pd.DataFrame | None:
         """The same if it has been measured, else None."""
-        return self._known(("promise", trace.id, index, vertex))
+        table: pd.DataFrame | None = self._known(("promise", trace.id, index, vertex))
+        return table
 
     def average(self, recipe: Recipe, control: Control) -> None:
         """Measure the accuracy of the plain average of the recipe's checkpoints, unless ``control`` says stop."""
@@ -60,7 +62,8 @@ class Measurements:
 
     def averaged(self, recipe: Recipe) -> dict[str, dict[str, float]] | None:
         """Split → task → accuracy of the plain average if it has been measured, else None."""
-        return self._known(self._average_key(recipe))
+        found: dict[str, dict[str, float]] | None = self._known(self._average_key(recipe))
+        return found
 
     def _average_key(self, recipe: Recipe) -> Hashable:
         return ("average", recipe.pool, recipe.checkpoints, recipe.tasks)
@@ -96,8 +99,8 @@ class Measurements:
         with self._lock:
             return self._kept.get(key)
 
-    def _once(self, key: Hashable, measure: Callable[[], T]) -> T:
-        found: T | None = self._known(key)
+    def _once(self, key: Hashable, measure: Callable[[], Any]) -> Any:
+        found = self._known(key)
         if found is not None:
             return found
         with self._device:
