@@ -29,7 +29,7 @@ Work = Callable[[], object]
 
 def run(
     checkpoints: int = 8,
-    repeats: int = 5,
+    repeats: int = 3,
     threads: Sequence[int] = (),
     layout: ParamLayout | None = None,
     folder: Path | None = None,
@@ -142,7 +142,7 @@ def main(argv: Sequence[str]) -> int:
         prog="fwviz bench kernels", description=__doc__.splitlines()[0] if __doc__ else None
     )
     parser.add_argument("--checkpoints", type=int, default=8, help="pool size (default 8)")
-    parser.add_argument("--repeats", type=int, default=5, help="best of this many (default 5)")
+    parser.add_argument("--repeats", type=int, default=3, help="best of this many (default 3)")
     parser.add_argument("--threads", type=int, nargs="*", default=[], help="numbers of threads (default 1 and all)")
     parser.add_argument("--folder", type=Path, help="where the temporary pool goes (176 MB per checkpoint)")
     options = parser.parse_args(argv)
