@@ -54,6 +54,7 @@ class Desk:
         problem = opening.problem
         session.narrow, session.tab, session.runs = opening.narrow, opening.tab, opening.runs
         session.view, session.index = self.library.first(), opening.index
+        session.compare = self.library.recorded()[: state.MAX_COMPARED - 1]
         if opening.job is not None:
             try:
                 self.library.find(opening.job)
@@ -171,7 +172,9 @@ class Desk:
         job = self.board.submit(recipe, owner)
         if paused:
             job.control.step()
-        self.look_at(session, View("run", job.id))
+        view = View("run", job.id)
+        self.look_at(session, view)
+        session.compare = (view, *session.compare)[: state.MAX_COMPARED]
         session.runs = (job.id, *session.runs)[: state.MAX_RUNS]
         return {"form": relevance_value(self._known(recipe), recipe.to_url()), **self.show(session)}
 

@@ -196,7 +196,9 @@ def tiles(trace: Trace, index: int) -> list[tuple[str, str, str]]:
 
     test = frame.final.get("test", {})
     split: Split = "test" if test else "validation"
-    accuracy = sum(score.accuracy for score in test.values()) / len(test) if test else frame.mean_accuracy
+    # Inner updates are judged as time allows: the number shown is that of the last frame that was.
+    judged = next((f.mean_accuracy for f in reversed(trace.frames[: index + 1]) if f.accuracy), None)
+    accuracy = sum(score.accuracy for score in test.values()) / len(test) if test else judged
     percent = "{:.1f} %".format
     base, individual = mean("base", split), mean("individual", split)
     made = [("Average accuracy", percent(100 * accuracy) if accuracy is not None else "–", f"{split} images")]

@@ -73,6 +73,7 @@ def test_a_new_page_shows_the_recording(desk: Desk, recordings: RunStore) -> Non
     scrubber = said(messages, "scrubber")
     assert scrubber["kind"] == "recording"
     assert scrubber["replay"] is True
+    assert said(messages, "history")["compare"] == [str(session.view)]
     assert scrubber["link"] == {}
     assert scrubber["ticks"][0][:3] == [0.0, 0, 0]
     assert scrubber["ticks"][-1][5] is not None, "the last tick has no accuracy"
@@ -144,6 +145,7 @@ def test_a_run_from_start_to_history(desk: Desk, pool_id: str) -> None:
     assert (other.view, other.index, other.runs) == before
     assert len(json.loads(desk.history(other))["rows"]) == 1
 
+    assert history["compare"] == [own[0]["id"]], "a new run joins the comparison"
     compared = desk.compare(session, {"ids": [row["id"] for row in history["rows"]]})
     assert len({row[0] for row in json.loads(desk.rows(said(compared, "comparison")["ask"]))["rows"]}) == 2
     with pytest.raises(FwvizError, match="your own"):
