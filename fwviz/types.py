@@ -182,16 +182,75 @@ class Score:
     count: int
 
 
+@runtime_checkable
+class Probe(Protocol):
+    """What a method may measure inside the model at some weights, beyond losses: on the objective's own inputs.
+
+    Inputs are the calibration samples of one task, or with ``unlabelled`` those that methods without labels see.
+    ``count`` takes that many of them, drawn with ``generator`` (all if None). θ is (P,).
+    """
+
+    def features(
+        self,
+        theta: Tensor,
+        task: str,
+        *,
+        unlabelled: bool = False,
+        count: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Unit features the heads read: (N, D) float32 on the CPU, in the order of ``labels`` when ``count`` is None."""
+        ...
+
+    def labels(self, task: str) -> Tensor:
+        """Labels of the calibration samples: (N,) int64."""
+        ...
+
+    def head(self, task: str) -> Tensor:
+        """(C, D) with the logit scale inside: logits = features @ headᵀ."""
+        ...
+
+    def squared_gradients(
+        self, theta: Tensor, task: str, *, count: int | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Diagonal of the Fisher information, mean over samples of Σ_c p_c·(∂ log p_c / ∂θ)²: (P,) float32, CPU."""
+        ...
+
+    def input_grams(
+        self, theta: Tensor, task: str, *, count: int | None = None, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Σ xᵀx over all tokens of the samples, of the inputs x of every linear weight of the layout: name → (in, in)."""
+        ...
+
+
 # --- methods ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Problem:
-    """All a merge method receives. It holds no evaluator, so that test data cannot leak into a merge."""
+    """All a merge method receives. It holds no evaluator, so that test data cannot leak into a merge.
+
+    ``owners`` has for each checkpoint the id of the task it was fine-tuned on, "" where that is unknown; the task need
+    not be one of the objective's.
+    """
 
     vectors: TaskVectors
     objective: Objective
     seed: int = 0
+    owners: tuple[str, ...] = ()
+
+    def owner(self, i: int) -> str:
+        """The task checkpoint i was fine-tuned on if the objective has it, else ""."""
+        task = self.owners[i] if self.owners else ""
+        return task if task in self.objective.tasks else ""
+
+    def probe(self) -> Probe:
+        """The objective as a :class:`Probe`; FwvizError if it cannot look inside the model."""
+        if not isinstance(self.objective, Probe):
+            raise FwvizError(
+                "this method looks inside the model, which this kind of pool does not offer: choose another."
+            )
+        return self.objective
 
     def groups(self, granularity: Granularity) -> Groups:
         return self.vectors.layout.groups(granularity)

@@ -62,7 +62,9 @@ def assemble(recipe: Recipe, *, check: Callable[[], None] | None = None) -> Asse
     return Assembly(
         recipe=recipe,
         pool=pool,
-        problem=Problem(vectors, objective, recipe.seed),
+        problem=Problem(
+            vectors, objective, recipe.seed, tuple(pool.card.checkpoint(name).task for name in recipe.checkpoints)
+        ),
         evaluator=Evaluator(backbone, pool.card, recipe.tasks, heads),
     )
 
