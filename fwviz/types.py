@@ -199,7 +199,7 @@ class Probe(Protocol):
         count: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Unit features the heads read: (N, D) float32 on the CPU, in the order of ``labels`` when ``count`` is None."""
+        """Unit features the heads read: (N, D) float32, CPU; in the order of ``labels`` when ``count`` is None."""
         ...
 
     def labels(self, task: str) -> Tensor:
@@ -219,7 +219,7 @@ class Probe(Protocol):
     def input_grams(
         self, theta: Tensor, task: str, *, count: int | None = None, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Σ xᵀx over all tokens of the samples, of the inputs x of every linear weight of the layout: name → (in, in)."""
+        """Σ xᵀx over all tokens of the samples, x the inputs of each linear weight: name → (in, in) float32."""
         ...
 
 
