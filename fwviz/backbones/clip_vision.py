@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from torch.nn import functional as F
 from fwviz.backbones._transformer import MLPS, apply_block, block_of, block_shapes
 from fwviz.backbones.clip_config import VisionShape, read_json, read_vision_shape
 from fwviz.backbones.clip_text import ClipText
+from fwviz.backbones.family import Family
 from fwviz.space.binding import FlatParameters, bind
 from fwviz.space.files import SafetensorsFile
 from fwviz.types import FwvizError, ParamLayout
@@ -100,6 +103,11 @@ class ClipVision:
         return cls(shape, tensors, logit_scale=scale, mean=mean, std=std, base_dir=folder, device=device)
 
     @property
+    def dimension(self) -> int:
+        """The length of the embedding space shared with the text tower."""
+        return self.shape.projection
+
+    @property
     def chunk(self) -> int:
         """Images per pass: enough to keep the device busy, few enough to bound memory and to stop within 0.2 s."""
         tokens = (self.shape.image_size // self.shape.patch_size) ** 2 + 1
@@ -110,6 +118,10 @@ class ClipVision:
         """Move the merged weights into one flat vector; the others are frozen. Returned and kept as ``flat``."""
         self.flat = bind(self.module, layout)
         return self.flat
+
+    def features(self, parts: Sequence[Tensor]) -> Tensor:
+        """uint8 images (b, C, H, W), of one or several tasks → unit features (B, D)."""
+        return self.encode(self.pixels(torch.cat(list(parts))))
 
     def pixels(self, images: Tensor) -> Tensor:
         """uint8 images (B, C, H, W) → normalised float32 pixels on the tower's device."""
@@ -195,3 +207,70 @@ def _tree(tensors: Mapping[str, Tensor]) -> nn.Module:
             node = getattr(node, part)
         node.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
     return root
+
+
+@dataclass(frozen=True)
+class ClipArchitecture:
+    """A ``CLIPModel`` folder, opened: the image tower merges, the text tower makes the heads."""
+
+    folder: Path
+    shape: VisionShape
+    logit_scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """Sizes and activation of the image tower."""
+        return vars(self.shape)
+
+    @property
+    def tensors(self) -> Mapping[str, tuple[int, ...]]:
+        """Name → shape of the image tower's tensors."""
+        return vision_tensors(self.shape)
+
+    def backbone(self, tensors: Mapping[str, Tensor], device: torch.device | str) -> ClipVision:
+        """The image tower with these weights."""
+        return ClipVision(
+            self.shape,
+            tensors,
+            logit_scale=self.logit_scale,
+            mean=self.mean,
+            std=self.std,
+            base_dir=self.folder,
+            device=device,
+        )
+
+    def head_maker(self) -> ClipText:
+        """The text tower, read from the folder."""
+        return ClipText.load(self.folder)
+
+
+def read_clip(folder: Path, base: Mapping[str, Any]) -> ClipArchitecture:
+    """Open the base of a pool of CLIP image towers: headers and configuration only.
+
+    Raises:
+        FwvizError: a file is missing or damaged, or they contradict each other or the card's ``image_size``.
+    """
+    shape = read_vision_shape(folder / "config.json")
+    if shape.image_size != base["image_size"]:
+        raise FwvizError(
+            f"the pool card's base.image_size is {base['image_size']}, but {folder / 'config.json'} says "
+            f"{shape.image_size}."
+        )
+    file = SafetensorsFile(folder / "model.safetensors")
+    try:
+        check_tensors(file.path, {name: info.shape for name, info in file.tensors.items()}, vision_tensors(shape))
+        scale = read_logit_scale(file)
+    finally:
+        file.close()
+    mean, std = read_normalisation(folder)
+    return ClipArchitecture(folder, shape, scale, mean, std)
+
+
+def read_facts(folder: Path) -> Mapping[str, object]:
+    """Sizes and activation of the image tower of a checkpoint's folder."""
+    return vars(read_vision_shape(folder / "config.json"))
+
+
+FAMILY = Family(inputs="images", read=read_clip, facts=read_facts)

@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
+from fwviz.backbones.families import FAMILIES
 from fwviz.types import SPLITS, CheckpointCard, FileCard, FwvizError, PoolCard, TaskCard
 
-FAMILIES = ("clip_vision",)
 KINDS = ("own", "weak", "half_classes", "noisy_labels", "foreign_base")
 ROWS = ("base", "individual")
 SCORED: tuple[str, ...] = ("validation", "test")
@@ -73,7 +73,7 @@ def load_card(root: Path | str) -> PoolCard:
         id=top.identifier("id"),
         title=top.text("title", 200),
         summary=top.text("summary", 4000),
-        family=top.choice("family", FAMILIES),
+        family=top.choice("family", tuple(FAMILIES)),
         base=_base(top.node("base"), root),
         include=merge.texts("include", 64, 200),
         exclude=merge.texts("exclude", 1024, 200, least=0),

@@ -12,15 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fwviz.backbones.clip_config import read_vision_shape
-from fwviz.backbones.clip_text import ClipText
-from fwviz.backbones.clip_vision import (
-    ClipVision,
-    check_tensors,
-    read_logit_scale,
-    read_normalisation,
-    vision_tensors,
-)
+from fwviz.backbones.families import FAMILIES
+from fwviz.backbones.family import Architecture, Backbone, HeadMaker
 from fwviz.pools.card import check_sha256, is_id, load_card
 from fwviz.space.cache import ByteCache
 from fwviz.space.files import CheckpointFile, SafetensorsFile, first_nonfinite
@@ -36,7 +29,7 @@ _OPEN_POOLS = 4
 # and verify() is there.
 _HASH_LIMIT = 64 << 20
 _MATRIX_CACHE = 256 << 20  # bytes of task vectors kept for the next run, per pool
-_KEPT_TEXT = 8_000_000  # parameters of a text tower that stays in memory
+_KEPT_HEAD_MAKER = 8_000_000  # parameters of a head maker that stays in memory
 
 _lock = threading.Lock()
 _open: OrderedDict[tuple[Path, int, int], Pool] = OrderedDict()
@@ -99,30 +92,23 @@ class Pool:
         self.card = card
         self._base_dir = card.root / card.base["path"]
         self._lock = threading.RLock()
-        self._vision: dict[str, Tensor] | None = None
+        self._encoder: dict[str, Tensor] | None = None
         self._base: Tensor | None = None
         self._heads: dict[str, Tensor] = {}
-        self._text: ClipText | None = None
+        self._head_maker: HeadMaker | None = None
         self._matrices: ByteCache[Tensor] = ByteCache(_MATRIX_CACHE)
         self._checked: set[str] = set()
 
-        self.shape = read_vision_shape(self._base_dir / "config.json")
-        if self.shape.image_size != card.base["image_size"]:
-            raise FwvizError(
-                f"{card.root / 'pool.yaml'}: base.image_size is {card.base['image_size']}, but the base's config.json "
-                f"says {self.shape.image_size}."
-            )
+        self._family = FAMILIES[card.family]
+        self.architecture: Architecture = self._family.read(self._base_dir, card.base)
         file = self._base_file()
         shapes = {name: info.shape for name, info in file.tensors.items()}
-        check_tensors(file.path, shapes, vision_tensors(self.shape))
+        file.close()
         self.layout: ParamLayout = build_layout(shapes, card.include, card.exclude)
         for name in self.layout.names:
-            if name not in vision_tensors(self.shape):
-                raise FwvizError(f"pool {card.id!r}: merge.include takes in {name!r}, which is not in the image tower.")
+            if name not in self.architecture.tensors:
+                raise FwvizError(f"pool {card.id!r}: merge.include takes in {name!r}, which is not in the encoder.")
         self._names = frozenset(shapes)
-        self._logit_scale = read_logit_scale(file)
-        self._normalisation = read_normalisation(self._base_dir)
-        file.close()
 
     @property
     def checkpoint_ids(self) -> tuple[str, ...]:
@@ -140,43 +126,32 @@ class Pool:
         return self._base
 
     def base_tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the base, both towers, in its saved dtype; read anew."""
+        """Every tensor of the base, merged or not, in its saved dtype; read anew."""
         file = self._base_file()
         try:
             return {name: file.read(name) for name in file.tensors}
         finally:
             file.close()
 
-    def backbone(self, device: torch.device | str = "cpu") -> ClipVision:
-        """A new image tower at the base's weights, bound to the pool's layout; one per job."""
-        mean, std = self._normalisation
-        backbone = ClipVision(
-            self.shape,
-            self._read_base(),
-            logit_scale=self._logit_scale,
-            mean=mean,
-            std=std,
-            base_dir=self._base_dir,
-            device=device,
-        )
+    def backbone(self, device: torch.device | str = "cpu") -> Backbone:
+        """A new encoder at the base's weights, bound to the pool's layout; one per job."""
+        backbone = self.architecture.backbone(self._read_base(), device)
         backbone.bind(self.layout)
         return backbone
 
     def heads(self, task_ids: Sequence[str]) -> dict[str, Tensor]:
-        """Task → unit class embeddings (C, D) float32 on the CPU, made once by the base's text tower; read-only."""
+        """Task → unit class embeddings (C, D) float32 on the CPU, made once by the base; read-only."""
         tasks = [self.card.task(task_id) for task_id in task_ids]
         with self._lock:
             missing = [task for task in tasks if task.id not in self._heads]
             if missing:
-                text = self._text or ClipText.load(self._base_dir)
-                # A small tower waits for the next choice of tasks; a large one is not worth its memory.
-                self._text = text if text.parameters <= _KEPT_TEXT else None
+                maker = self._head_maker or self.architecture.head_maker()
+                # A small one waits for the next choice of tasks; a large one is not worth its memory.
+                self._head_maker = maker if maker.parameters <= _KEPT_HEAD_MAKER else None
                 for task in missing:
-                    head = text.heads(task.classes, task.prompts)
+                    head = maker.heads(task.classes, task.prompts)
                     if not head.isfinite().all():
-                        raise FwvizError(
-                            f"the text tower of pool {self.card.id!r} makes no finite head for {task.id!r}."
-                        )
+                        raise FwvizError(f"the base of pool {self.card.id!r} makes no finite head for {task.id!r}.")
                     self._heads[task.id] = head
             return {task.id: self._heads[task.id] for task in tasks}
 
@@ -218,33 +193,31 @@ class Pool:
         return SafetensorsFile(self._base_dir / "model.safetensors")
 
     def _read_base(self) -> dict[str, Tensor]:
-        """The image tower's tensors in float32; the merged ones are views of ``base``."""
+        """The encoder's tensors in float32; the merged ones are views of ``base``."""
         with self._lock:
-            if self._vision is None:
+            if self._encoder is None:
                 self._check_hash(self._base_dir, self.card.base["sha256"])
                 file = self._base_file()
-                tensors = {name: file.read(name).float() for name in vision_tensors(self.shape)}
+                tensors = {name: file.read(name).float() for name in self.architecture.tensors}
                 file.close()
                 for name, tensor in tensors.items():
                     if not tensor.isfinite().all():
                         raise FwvizError(f"{file.path}: tensor {name!r} holds NaN or infinity: restore the pool.")
                 self._base = flatten(self.layout, tensors)
-                self._vision = tensors | unflatten(self.layout, self._base)
-            return self._vision
+                self._encoder = tensors | unflatten(self.layout, self._base)
+            return self._encoder
 
     def _checkpoint(self, name: str) -> CheckpointFile:
         """Open one checkpoint and compare it with the base: hash, architecture, tensors."""
         card = self.card.checkpoint(name)
         folder = self.card.root / card.path
         self._check_hash(folder, card.sha256)
-        own = read_vision_shape(folder / "config.json")
-        differing = [key for key, value in vars(self.shape).items() if vars(own)[key] != value]
-        if differing:
-            key = differing[0]
-            raise FwvizError(
-                f"checkpoint {name!r} is of another architecture: its {key} is {vars(own)[key]}, "
-                f"the base's {vars(self.shape)[key]}."
-            )
+        own = self._family.facts(folder)
+        for key, value in self.architecture.facts.items():
+            if own.get(key) != value:
+                raise FwvizError(
+                    f"checkpoint {name!r} is of another architecture: its {key} is {own.get(key)}, the base's {value}."
+                )
         file = CheckpointFile(folder, self.layout)
         extra = [
             tensor for tensor in file.tensors if tensor not in self._names and not tensor.endswith(".position_ids")

@@ -53,7 +53,7 @@ def assemble(recipe: Recipe, *, check: Callable[[], None] | None = None) -> Asse
         {task: load_split(pool.card, card, "calibration") for task, card in cards.items()},
         heads,
         # As in the papers, methods without labels see the test inputs; decoded only for those that ask.
-        unlabelled={task: load_split(pool.card, card, "test").images for task, card in cards.items()}
+        unlabelled={task: load_split(pool.card, card, "test").inputs for task, card in cards.items()}
         if _wants_inputs(recipe)
         else None,
     )

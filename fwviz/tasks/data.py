@@ -23,11 +23,14 @@ _BATCH = 16  # rows read from parquet at once: bounds what a file that expands w
 
 @dataclass(frozen=True)
 class TaskData:
-    """One split: images uint8 (N, 3, H, W), labels int64 (N,), and where each image came from. Shared: do not write."""
+    """One split: inputs (N, …) as the pool's family takes them, labels int64 (N,), and where each came from.
+
+    Images are uint8 (N, 3, H, W). Shared by all threads: do not write.
+    """
 
     task: str
     split: Split
-    images: Tensor
+    inputs: Tensor
     labels: Tensor
     source_keys: tuple[str, ...]
 
@@ -80,7 +83,7 @@ def stratified_subset(labels: Tensor, count: int, seed: int) -> Tensor:
 
 
 def _bytes(data: TaskData) -> int:
-    return data.images.numel() + 8 * data.labels.numel()
+    return data.inputs.numel() * data.inputs.element_size() + 8 * data.labels.numel()
 
 
 def _load(path: Path, file: FileCard, task: TaskCard, split: Split, size: int) -> TaskData:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fwviz.backbones.clip_vision import ClipVision
+from fwviz.backbones.family import Backbone
 from fwviz.tasks.batches import passes
 from fwviz.tasks.data import load_split, stratified_subset
 from fwviz.tasks.heads import scaled_heads
@@ -28,7 +28,7 @@ class Evaluator:
 
     def __init__(
         self,
-        backbone: ClipVision,
+        backbone: Backbone,
         card: PoolCard,
         tasks: Sequence[str],
         heads: Mapping[str, Tensor],
@@ -39,7 +39,7 @@ class Evaluator:
     ) -> None:
         """
         Args:
-            backbone: a bound tower; may be the one of the job's objective, whose gradient stays untouched.
+            backbone: a bound model; may be the one of the job's objective, whose gradient stays untouched.
             heads: task → unit class embeddings (C, D).
             quick_count: samples per task of the quick score, a stratified subset of the validation split.
             seed: which subset.
@@ -93,7 +93,7 @@ class Evaluator:
                 if should_stop is not None and should_stop():
                     return None
                 data = load_split(self._card, card, split)
-                part = self._scores({task: (data.images, data.labels)}, should_stop)
+                part = self._scores({task: (data.inputs, data.labels)}, should_stop)
                 if part is None:
                     return None
                 scores |= part
@@ -102,7 +102,7 @@ class Evaluator:
     def _subset(self, task: str) -> tuple[Tensor, Tensor]:
         data = load_split(self._card, self._cards[task], QUICK_SPLIT)
         rows = stratified_subset(data.labels, self._quick_count, self._seed)
-        return data.images[rows], data.labels[rows]
+        return data.inputs[rows], data.labels[rows]
 
     def _load(self, theta: Tensor) -> None:
         if theta.shape != self._flat.theta.shape:
@@ -122,8 +122,7 @@ class Evaluator:
         for pieces in passes(counts, self._chunk):
             if should_stop is not None and should_stop():
                 return None
-            batch = torch.cat([samples[names[k]][0][start:stop] for k, start, stop in pieces])
-            features = self._backbone.encode(self._backbone.pixels(batch))
+            features = self._backbone.features([samples[names[k]][0][start:stop] for k, start, stop in pieces])
             parts = features.split([stop - start for _, start, stop in pieces])
             for (k, start, stop), part in zip(pieces, parts, strict=True):
                 logits = self._heads[names[k]].logits(part)

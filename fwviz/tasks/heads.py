@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from fwviz.backbones.clip_vision import ClipVision
+from fwviz.backbones.family import Backbone
 from fwviz.types import FwvizError, LossName
 
 
@@ -38,12 +38,12 @@ class Head:
         return F.nll_loss(log_p, labels, reduction="sum")
 
 
-def scaled_heads(backbone: ClipVision, embeddings: Mapping[str, Tensor]) -> dict[str, Head]:
+def scaled_heads(backbone: Backbone, embeddings: Mapping[str, Tensor]) -> dict[str, Head]:
     """Task → head for unit class embeddings (C, D), with the backbone's scale and on its device."""
     for task, head in embeddings.items():
-        if head.dim() != 2 or head.shape[1] != backbone.shape.projection:
+        if head.dim() != 2 or head.shape[1] != backbone.dimension:
             raise FwvizError(
-                f"the head of {task!r} has shape {tuple(head.shape)}, but must be (C, {backbone.shape.projection})."
+                f"the head of {task!r} has shape {tuple(head.shape)}, but must be (C, {backbone.dimension})."
             )
     factor = math.exp(backbone.logit_scale)
     return {task: Head(task, head.to(backbone.device).mul(factor)) for task, head in embeddings.items()}

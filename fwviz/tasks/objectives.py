@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fwviz.backbones.clip_vision import ClipVision
+from fwviz.backbones.family import Backbone
 from fwviz.tasks.batches import passes
 from fwviz.tasks.data import TaskData
 from fwviz.tasks.heads import scaled_heads
@@ -30,7 +30,7 @@ class CalibrationObjective:
 
     def __init__(
         self,
-        backbone: ClipVision,
+        backbone: Backbone,
         data: Mapping[str, TaskData],
         heads: Mapping[str, Tensor],
         *,
@@ -40,10 +40,10 @@ class CalibrationObjective:
     ) -> None:
         """
         Args:
-            backbone: a bound tower of this job's own.
+            backbone: a bound model of this job's own.
             data: task → labelled samples, in the order of ``tasks``.
             heads: task → unit class embeddings (C, D).
-            unlabelled: task → images uint8 (N, 3, H, W) for ``loss="entropy"``; those of ``data`` if None.
+            unlabelled: task → inputs (N, …) for ``loss="entropy"``; those of ``data`` if None.
             chunk: samples per pass, ``backbone.chunk`` if None.
         """
         if backbone.flat is None:
@@ -60,9 +60,9 @@ class CalibrationObjective:
                 raise FwvizError(
                     f"task {task!r} has labels beyond the {self._heads[task].classes} classes of its head."
                 )
-        self._images = {task: samples.images for task, samples in data.items()}
+        self._inputs = {task: samples.inputs for task, samples in data.items()}
         self._labels = {task: samples.labels.to(backbone.device) for task, samples in data.items()}
-        self._unlabelled = self._images if unlabelled is None else {task: unlabelled[task] for task in data}
+        self._unlabelled = self._inputs if unlabelled is None else {task: unlabelled[task] for task in data}
         self._chunk = backbone.chunk if chunk is None else chunk
 
     def losses(
@@ -111,8 +111,8 @@ class CalibrationObjective:
             raise ValueError(f"tasks must be distinct and at least one, not {names}")
         if theta.shape != self._flat.theta.shape:
             raise ValueError(f"theta has shape {tuple(theta.shape)}, not {tuple(self._flat.theta.shape)}")
-        images = self._images if loss == "cross_entropy" else self._unlabelled
-        rows = [_draw(images[name].shape[0], batch_size, generator) for name in names]
+        inputs = self._inputs if loss == "cross_entropy" else self._unlabelled
+        rows = [_draw(inputs[name].shape[0], batch_size, generator) for name in names]
         heads = [self._heads[name] for name in names]
         device = self._backbone.device
         sums = torch.zeros(len(names), dtype=torch.float64, device=device)
@@ -123,8 +123,7 @@ class CalibrationObjective:
                 self._flat.zero_gradient()
             for pieces in passes([len(r) for r in rows], self._chunk):
                 self.check()
-                batch = torch.cat([images[names[k]][rows[k][start:stop]] for k, start, stop in pieces])
-                features = self._backbone.encode(self._backbone.pixels(batch))
+                features = self._backbone.features([inputs[names[k]][rows[k][start:stop]] for k, start, stop in pieces])
                 mean = features.new_zeros(())
                 parts = features.split([stop - start for _, start, stop in pieces])
                 for (k, start, stop), part in zip(pieces, parts, strict=True):

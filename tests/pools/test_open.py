@@ -242,7 +242,7 @@ def test_a_card_that_contradicts_the_base(pool_copy: Any) -> None:
     with pytest.raises(FwvizError, match=r"base\.image_size is 32"):
         open_pool(pool_copy.root)
     pool_copy.edit(lambda card: (card["base"].update(image_size=16), card["merge"].update(include=["text_model."])))
-    with pytest.raises(FwvizError, match="not in the image tower"):
+    with pytest.raises(FwvizError, match="not in the encoder"):
         open_pool(pool_copy.root)
     pool_copy.edit(lambda card: card["merge"].update(include=["vision_modell."]))
     with pytest.raises(FwvizError, match="vision_modell"):

@@ -43,7 +43,7 @@ def test_an_export_loads_with_transformers_and_answers_the_same(
 
     data = load_split(assembly.pool.card, assembly.pool.card.task("shape"), "test")
     processor = CLIPImageProcessor.from_pretrained(folder)
-    pixels = processor(list(data.images), return_tensors="pt")["pixel_values"]
+    pixels = processor(list(data.inputs), return_tensors="pt")["pixel_values"]
     heads = assembly.pool.heads(("shape",))["shape"].cpu()
     with torch.no_grad():
         if format == "clip_model":

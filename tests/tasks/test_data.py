@@ -33,13 +33,13 @@ def load(root: Path) -> Any:
 def test_split_holds_the_pictures(tiny_pool_path: Path) -> None:
     data = load(tiny_pool_path)
     rows = pq.read_table(tiny_pool_path / "tasks/shape/calibration.parquet").to_pylist()
-    assert data.images.dtype == torch.uint8
-    assert data.images.shape == (48, 3, 16, 16)
+    assert data.inputs.dtype == torch.uint8
+    assert data.inputs.shape == (48, 3, 16, 16)
     assert data.labels.tolist() == [row["label"] for row in rows]
     assert data.source_keys == tuple(row["source_key"] for row in rows)
     for i in (0, 47):
         picture = np.array(Image.open(io.BytesIO(rows[i]["image"]["bytes"])))
-        assert np.array_equal(data.images[i].permute(1, 2, 0).numpy(), picture)
+        assert np.array_equal(data.inputs[i].permute(1, 2, 0).numpy(), picture)
 
 
 def test_split_is_decoded_once_for_all_threads(pool_copy: Any) -> None:
@@ -168,7 +168,7 @@ def test_damaged_row_gives_one_sentence(name: str, pool_copy: Any) -> None:
 def test_every_kind_of_png_becomes_rgb(pool_copy: Any, mode: str) -> None:
     rewrite(pool_copy.root, first_image(png(16, 16, mode)))
     pool_copy.seal()
-    assert load(pool_copy.root).images[0].float().mean() == 0
+    assert load(pool_copy.root).inputs[0].float().mean() == 0
 
 
 def write(content: bytes) -> Callable[[Path], Any]:

@@ -50,7 +50,7 @@ def reference_logits(pool: Pool, theta: Tensor, task: str, split: Any) -> tuple[
     model = CLIPModel.from_pretrained(pool.card.root / "base", dtype=torch.float32, local_files_only=True).eval()
     model.load_state_dict(unflatten(pool.layout, theta), strict=False)
     data = load_split(pool.card, pool.card.task(task), split)
-    pixels = (data.images.float() / 255 - 0.5) / 0.5
+    pixels = (data.inputs.float() / 255 - 0.5) / 0.5
     with torch.no_grad():
         features = F.normalize(model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output, dim=-1)
         return model.logit_scale.exp() * features @ pool.heads([task])[task].T, data.labels
@@ -178,7 +178,7 @@ def test_batch_gradients_are_unbiased(objective: CalibrationObjective, merged: T
 
 def test_entropy_needs_no_labels_and_takes_other_inputs(tiny_pool: Pool, merged: Tensor) -> None:
     test = {task: load_split(tiny_pool.card, tiny_pool.card.task(task), "test") for task in ("colour",)}
-    objective = make_objective(tiny_pool, ("colour",), unlabelled={"colour": test["colour"].images})
+    objective = make_objective(tiny_pool, ("colour",), unlabelled={"colour": test["colour"].inputs})
     logits, _ = reference_logits(tiny_pool, merged, "colour", "test")
     expected = torch.distributions.Categorical(logits=logits).entropy().mean()
     torch.testing.assert_close(objective.losses(merged, loss="entropy")[0], expected, atol=1e-5, rtol=1e-5)

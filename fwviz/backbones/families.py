@@ -1,0 +1,10 @@
+"""The families of models by the name a pool card gives them: one file each."""
+
+from __future__ import annotations
+
+from fwviz.backbones import clip_vision
+from fwviz.backbones.family import Family
+
+FAMILIES: dict[str, Family] = {
+    "clip_vision": clip_vision.FAMILY,
+}
