@@ -262,6 +262,29 @@ def test_dark_is_light_in_other_colours(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CHARTS)
+def test_chart_says_what_its_parts_stand_for(name: str) -> None:
+    """A page can tell from ``meta`` alone which checkpoint, layer, … a point, a row or a trace is."""
+    make, _ = FEEDS[name]
+    figure = registry.entry("charts", name).run(make(PLAIN))
+    linked = {"checkpoint": set(PLAIN[1]), "layer": {*PLAIN[2], "model"}}
+    words = {"checkpoint", "layer", "t", "task", "run", "cell"}
+    for trace in figure.data:
+        meta = trace.meta or {}
+        select = meta.get("select")
+        assert select is None or select in words, select
+        keys = meta.get("keys") or ([select] if select in linked else [])
+        for point in trace.customdata if keys and trace.customdata is not None else ():
+            ids = list(point) if isinstance(point, list | tuple | np.ndarray) else [point]
+            for key, value in zip(keys, ids, strict=False):
+                assert key not in linked or value in linked[key], (key, value)
+        for end, axis in (("rows", 0), ("columns", 1)):
+            for key, ids in (meta.get(end) or {}).items():
+                assert key not in linked or set(ids) <= linked[key], (end, key, ids)
+                assert len(ids) == np.asarray(trace.z).shape[axis], (end, len(ids))
+        assert all(value in linked[key] for key, value in (meta.get("of") or {}).items() if key in linked)
+
+
+@pytest.mark.parametrize("name", CHARTS)
 def test_chart_keeps_its_zoom_while_data_arrive(name: str) -> None:
     make, _ = FEEDS[name]
     run = registry.entry("charts", name).run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,11 @@ def heat(
     names: Sequence[str],
     hover: str,
     select: str,
+    columns: Mapping[str, Sequence[Any]],
 ) -> dict[str, Any]:
     """A diverging heat-map around 0; colours saturate at ±``top``. Rows are categories named by their ids.
+
+    ``columns`` says what each column stands for: {"layer": names} or {"t": iterations}.
 
     So the hover text can name them without a text per cell, which would be 200 KB for 20 checkpoints × 200 tensors.
     """
@@ -51,12 +54,8 @@ def heat(
         "xgap": 1 if values.shape[1] <= 60 else 0,
         "ygap": 1,
         "hoverongaps": False,
-        # A click that pins a checkpoint names its row; large maps leave that to y, which is the same id.
-        "customdata": [[name] * values.shape[1] for name in names]
-        if select == "checkpoint" and values.size <= 1000
-        else None,
         "hovertemplate": hover,
-        "meta": {"select": select},
+        "meta": style.names(select, rows={"checkpoint": names}, columns=columns),
         "showscale": False,
     }
 
@@ -68,8 +67,15 @@ def key(top: float, unit: str, theme: style.Theme, narrow: bool) -> dict[str, An
     return style.note(f"wanted {low} {blocks} {high}{'' if narrow else unit}", theme, yshift=5)
 
 
-def diamonds(x: Any, ids: Sequence[str], theme: style.Theme, size: float, hover: Sequence[str]) -> dict[str, Any]:
-    """Chosen cells."""
+def diamonds(
+    x: Any,
+    ids: Sequence[str],
+    theme: style.Theme,
+    size: float,
+    hover: Sequence[str],
+    layers: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Chosen cells: of a checkpoint each, or with ``layers`` of a checkpoint and a layer."""
     colours = style.palette(theme)
     return {
         "type": "scatter",
@@ -84,10 +90,10 @@ def diamonds(x: Any, ids: Sequence[str], theme: style.Theme, size: float, hover:
             "color": colours.ink,
             "line": {"width": 1 if size < 7 else 1.5, "color": colours.surface},
         },
-        "customdata": list(ids),
+        "customdata": list(ids) if layers is None else [list(pair) for pair in zip(ids, layers, strict=True)],
         "hovertext": list(hover),
         "hovertemplate": "%{hovertext}<extra></extra>",
-        "meta": {"select": "checkpoint"},
+        "meta": style.names("checkpoint") if layers is None else style.names("cell", keys=("checkpoint", "layer")),
     }
 
 

@@ -251,6 +251,34 @@ def whole_step(reach: float, most: int) -> int:
         scale *= 10
 
 
+# --- what a trace stands for -----------------------------------------------------------------------
+
+
+def names(
+    select: str | None = None,
+    *,
+    keys: Sequence[str] = (),
+    of: Mapping[str, str] | None = None,
+    rows: Mapping[str, Sequence[str]] | None = None,
+    columns: Mapping[str, Sequence[Any]] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """``meta`` of a trace: which checkpoint, layer, t, task or run its parts stand for, so that charts can be linked.
+
+    Args:
+        select: what a click pins: "checkpoint", "layer", "t", "cell" (checkpoint and layer), "task" or "run".
+        keys: what the first columns of ``customdata`` are; ``[select]`` if it is left out.
+        of: what the whole trace stands for, such as {"checkpoint": "mnist"}.
+        rows, columns: of a heat-map, the ids along y and x, such as {"layer": ["stem", "block.0"]}.
+        more: anything else a chart wants to keep with its trace.
+    """
+    said = {"select": select, "keys": list(keys), "of": of and dict(of)}
+    said |= {
+        end: ids and {key: list(v) for key, v in ids.items()} for end, ids in (("rows", rows), ("columns", columns))
+    }
+    return {key: value for key, value in (said | more).items() if value}
+
+
 # --- layout ---------------------------------------------------------------------------------------
 
 

@@ -69,7 +69,7 @@ def accuracy_bars(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: b
             "customdata": [ids[i] for i in at[known]],
             "hovertext": [hover[i] for i in at[known]],
             "hovertemplate": "%{hovertext}<extra></extra>",
-            "meta": {"select": "task"},
+            "meta": style.names("task"),
         }
     ]
     for series, (title, symbol, size) in LOOKS.items():

@@ -87,7 +87,7 @@ def accuracy_live(
                 "line": {"color": styles[task].colour, "width": 1.5 if many else 2}
                 | ({"dash": styles[task].dash} if styles[task].dash != "solid" else {}),
                 "hovertemplate": "%{y:.1%}",
-                "meta": {"select": "t" if x == "t" else "task", "task": task},
+                "meta": style.names("t" if x == "t" else "task", task=task),
             }
         )
     whole = np.isfinite(mean)
@@ -100,7 +100,7 @@ def accuracy_live(
             "y": style.f4(mean[keep & whole]),
             "line": {"color": colours.ink, "width": 3.5},
             "hovertemplate": "<b>%{y:.1%}</b>",
-            "meta": {"select": "t"} if x == "t" else None,
+            "meta": style.names("t" if x == "t" else None),
         }
     )
     traces.append(
@@ -116,7 +116,7 @@ def accuracy_live(
                 "line": {"width": 1 if narrow else 2, "color": colours.surface},
             },
             "hoverinfo": "skip",
-            "meta": {"select": "t"},
+            "meta": style.names("t"),
         }
     )
     now = {task: _last(lines[task].to_numpy(dtype=float)) for task in names}

@@ -83,7 +83,7 @@ def coefficients_bars(data: pd.DataFrame, *, theme: style.Theme = "light", narro
             "customdata": list(names),
             "hovertext": hover,
             "hovertemplate": "%{hovertext}<extra></extra>",
-            "meta": {"select": "checkpoint"},
+            "meta": style.names("checkpoint"),
         }
     ]
     if len(groups) > 1:
@@ -102,13 +102,13 @@ def coefficients_bars(data: pd.DataFrame, *, theme: style.Theme = "light", narro
                     "colorscale": [[0, style.palette(theme).quiet], [1, colours.ink]],
                     "line": {"width": 0.5, "color": colours.surface},
                 },
-                "customdata": [[row.checkpoint, style.short(row.group, 48)] for row in rows.itertuples()]
+                "customdata": [[row.checkpoint, row.group, style.short(row.group, 48)] for row in rows.itertuples()]
                 if len(rows) <= 600
                 else None,
-                "hovertemplate": "%{customdata[1]}: %{x:+.3g}<extra></extra>"
+                "hovertemplate": "%{customdata[2]}: %{x:+.3g}<extra></extra>"
                 if len(rows) <= 600
                 else "%{x:+.3g}<extra></extra>",
-                "meta": {"select": "checkpoint"},
+                "meta": style.names("cell", keys=("checkpoint", "layer")),
             }
         )
     total = float(np.nansum(values))

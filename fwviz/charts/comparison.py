@@ -81,7 +81,7 @@ def comparison(
                     for r in part.itertuples()
                 ],
                 "hovertemplate": "%{hovertext}<extra></extra>",
-                "meta": {"select": "run", "task": task},
+                "meta": style.names("run", task=task),
             }
         )
     traces.append(
@@ -95,7 +95,7 @@ def comparison(
             "customdata": runs.index.tolist(),
             "hovertext": [_sentence(titles[run], row, unit) for run, row in runs.iterrows()],
             "hovertemplate": "%{hovertext}<extra></extra>",
-            "meta": {"select": "run"},
+            "meta": style.names("run"),
         }
     )
     labels = [style.short(label, 38 if narrow else 34) for label in runs["label"]]

@@ -54,7 +54,7 @@ def gap_curve(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool 
                 "customdata": [int(v) for v in t[known]],
                 "hovertext": [text for text, keep in zip(hover, known, strict=True) if keep],
                 "hovertemplate": "%{hovertext}<extra></extra>",
-                "meta": {"select": "t"},
+                "meta": style.names("t"),
             }
         )
         if known.any():

@@ -112,7 +112,7 @@ def _panels(
                 "customdata": part["checkpoint"].tolist(),
                 "hovertext": part["hover"].tolist(),
                 "hovertemplate": "%{hovertext}<extra></extra>",
-                "meta": {"select": "checkpoint", "task": task},
+                "meta": style.names("checkpoint", task=task),
             }
         )
         picked = part[part["chosen"]]
@@ -224,7 +224,7 @@ def _dots(
             "customdata": rows["checkpoint"].tolist(),
             "hovertext": rows["hover"].tolist(),
             "hovertemplate": "%{hovertext}<extra></extra>",
-            "meta": {"select": "checkpoint"},
+            "meta": style.names("checkpoint"),
         },
     ]
     picked = rows[rows["chosen"]]

@@ -57,6 +57,7 @@ def lmo_history(
             hover="Before iteration %{x} a full step to <b>%{y}</b><br>"
             "promises a loss change of %{z:+.3g} nats.<extra></extra>",
             select="t",
+            columns={"t": iterations.tolist()},
         )
     ]
     picked = rows[rows["chosen"]]

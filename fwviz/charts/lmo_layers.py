@@ -50,6 +50,7 @@ def lmo_layers(
         column=rows["group"].astype(str).map(place),
         chosen=style.flag(rows, "chosen"),
     )
+    layers = _layers(rows, groups)
     names, labels, left = matrix.span_of_labels(rows, narrow, theme)
     values = matrix.columns(rows, list(names), "column", "score")
     drawn = values
@@ -70,7 +71,8 @@ def lmo_layers(
             top=top,
             names=list(names),
             hover=hover,
-            select="checkpoint",
+            select="cell",
+            columns={"layer": layers},
         )
     ]
     picked = rows[rows["chosen"]]
@@ -87,6 +89,7 @@ def lmo_layers(
                     f"a promised loss change of {style.number(r.score)} nats."
                     for r in picked.itertuples()
                 ],
+                [layers[column] for column in picked["column"]],
             )
         )
     tally = picked["checkpoint"].value_counts()
