@@ -119,6 +119,10 @@ class TaskVectors(Protocol):
         """
         ...
 
+    def gram(self, groups: Groups) -> Tensor:
+        """K[g, i, j] = ⟨τᵢ,g, τⱼ,g⟩, every checkpoint read once: (G, n, n) float64 on the CPU."""
+        ...
+
     def combine(self, coefficients: Tensor, groups: Groups, out: Tensor | None = None) -> Tensor:
         """θ₀ + Σᵢ λ[g, i]·τᵢ,g. coefficients (G, n) → flat (P,), written to ``out`` if given.
 

@@ -142,6 +142,27 @@ class _TaskVectors(ABC):
         group_of = [bisect_right(groups.bounds, offset) - 1 for offset in offsets[:-1]]
         return _segment_sum(cosine, group_of, len(groups)).float().cpu()
 
+    def gram(self, groups: Groups) -> Tensor:
+        """K[g, i, j] = ⟨τᵢ,g, τⱼ,g⟩ in one sweep that reads every checkpoint once: (G, n, n) float64 on the CPU.
+
+        The length of any linear merge follows without building it: ‖Σᵢ λ[g, i]·τᵢ,g‖² = Σ_g λ_gᵀ K_g λ_g.
+        """
+        self._check(None, groups)
+        blocks, owner = self._blocks(groups.bounds)
+        partial = torch.zeros(len(owner), self.n * self.n, dtype=torch.float64, device=self.base.device)
+
+        def work(block: Sequence[_Piece], scratch: _Scratch) -> None:
+            start, stop = block[0][0], block[-1][1]
+            tau = scratch.get("all", self.n)[:, : stop - start]
+            for first, rows in _row_blocks(range(self.n)):
+                tau[first : first + len(rows)] = self._load(rows, start, stop, scratch, weights=False)
+            for a, b, _, p in block:
+                part = tau[:, a - start : b - start]
+                partial[p] = (part @ part.t()).flatten()
+
+        self._run(work, blocks)
+        return _segment_sum(partial, owner, len(groups)).view(len(groups), self.n, self.n).cpu()
+
     def combine(self, coefficients: Tensor, groups: Groups, out: Tensor | None = None) -> Tensor:
         """θ₀ + Σᵢ λ[g, i]·τᵢ,g. Checkpoints are read only where their coefficients are not zero.
 

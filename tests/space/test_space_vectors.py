@@ -133,7 +133,12 @@ def test_storages_agree_with_float64_sums(
             torch.testing.assert_close(merged.double(), reference_combine(coefficients, base, tau, groups), **close)
             torch.testing.assert_close(vectors.vector(n - 1).double(), tau[n - 1], **close)
 
+            gram = vectors.gram(groups)
+            expected = torch.stack([tau[:, a:b] @ tau[:, a:b].T for a, b in groups.ranges()])
+            torch.testing.assert_close(gram, expected, **close)
+
             part = vectors.subset(chosen)
+            torch.testing.assert_close(part.gram(groups), gram[:, chosen][:, :, chosen], **close)
             assert part.names == tuple(f"c{i}" for i in chosen)
             torch.testing.assert_close(part.scores(gradient, groups), scores[:, chosen], **close)
             torch.testing.assert_close(part.cosines(gradient, groups), cosines[:, chosen], **close)
