@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fwviz.backbones._texts import class_texts, encode, read_tokenizer
 from fwviz.backbones._transformer import MLPS, apply_block, block_of, block_shapes
 from fwviz.backbones.clip_config import TextShape, read_text_shape
 from fwviz.space.files import SafetensorsFile
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 _LAYERS = "text_model.encoder.layers."
 _BATCH = 256  # texts at once
-_MAX_TOKENIZER = 64 << 20  # bytes
 
 
 class ClipText:
@@ -48,7 +48,7 @@ class ClipText:
             tensors = {name: file.read(name) for name in text_tensors(shape)}
         finally:
             file.close()
-        return cls(shape, tensors, _read_tokenizer(folder / "tokenizer.json", shape))
+        return cls(shape, tensors, read_tokenizer(folder / "tokenizer.json", shape.positions))
 
     @property
     def parameters(self) -> int:
@@ -67,23 +67,16 @@ class ClipText:
         ``{}`` in a prompt stands for the class name. Logits are exp(logit_scale)·⟨feature, head⟩, as in CLIP
         (Radford et al. 2021, prompt ensembling, section 3.1.4).
         """
-        for prompt in prompts:
-            if "{}" not in prompt:
-                raise FwvizError(f"the prompt {prompt!r} has no {{}} where the class name goes: add it.")
-        if not classes or not prompts:
-            raise FwvizError("a head needs at least one class and one prompt.")
-        # Not str.format: a prompt is data and may hold other braces.
-        texts = [prompt.replace("{}", name) for name in classes for prompt in prompts]
-        features = self.features(texts).view(len(classes), len(prompts), -1)
+        features = self.features(class_texts(classes, prompts)).view(len(classes), len(prompts), -1)
         return F.normalize(features.mean(dim=1), dim=-1)
 
     def _features(self, texts: Sequence[str]) -> Tensor:
         shape, tensors = self.shape, self._tensors
-        encoded = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        encoded = encode(self._tokenizer, texts, shape.vocabulary)
         for text, ids in zip(texts, encoded, strict=True):
-            if shape.eos not in ids or max(ids) >= shape.vocabulary:
+            if shape.eos not in ids:
                 raise FwvizError(
-                    f"the tokenizer does not fit the text tower: {text[:40]!r} became the tokens {ids[:8]}."
+                    f"the tokenizer does not fit the text tower: {text[:40]!r} has no end token {shape.eos}."
                 )
         ends = torch.tensor([ids.index(shape.eos) for ids in encoded])
         # No mask for the padding: a causal tower read at its end token never sees what comes after.
@@ -112,23 +105,3 @@ def text_tensors(shape: TextShape) -> dict[str, tuple[int, ...]]:
         inside = block_shapes(shape.width, shape.hidden)
         tensors |= {f"{_LAYERS}{index}.{name}": size for name, size in inside.items()}
     return tensors
-
-
-def _read_tokenizer(path: Path, shape: TextShape) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    try:
-        if path.stat().st_size > _MAX_TOKENIZER:
-            raise FwvizError(f"{path} is larger than {_MAX_TOKENIZER >> 20} MiB: that is no tokenizer.")
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise FwvizError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise FwvizError(f"{path} is no text: save the tokenizer again.") from None
-    try:
-        tokenizer = Tokenizer.from_str(text)
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(max_length=shape.positions)
-    except Exception:  # the library raises plain Exceptions
-        raise FwvizError(f"{path} is no valid tokenizer file: save the tokenizer again.") from None
-    return tokenizer

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from fwviz.backbones._tensors import check_tensors, module_of
 from fwviz.backbones._transformer import MLPS, apply_block, block_of, block_shapes
 from fwviz.backbones.clip_config import VisionShape, read_json, read_vision_shape
 from fwviz.backbones.clip_text import ClipText
@@ -43,15 +44,6 @@ def vision_tensors(shape: VisionShape) -> dict[str, tuple[int, ...]]:
     return tensors
 
 
-def check_tensors(path: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise FwvizError unless ``found`` has every expected tensor in its shape."""
-    for name, size in expected.items():
-        if name not in found:
-            raise FwvizError(f"{path} has no tensor {name!r}: it does not fit its config.json.")
-        if found[name] != size:
-            raise FwvizError(f"{path}: tensor {name!r} has shape {found[name]}, but its config.json says {size}.")
-
-
 class ClipVision:
     """A CLIP image tower: pixels → unit features, equal to ``CLIPModel`` up to rounding.
 
@@ -75,7 +67,7 @@ class ClipVision:
         self.base_dir = base_dir
         self.device = torch.device(device)
         self.lock = threading.RLock()
-        self.module = _tree({name: tensors[name].to(self.device, torch.float32) for name in vision_tensors(shape)})
+        self.module = module_of({name: tensors[name].to(self.device, torch.float32) for name in vision_tensors(shape)})
         self.flat: FlatParameters | None = None
         self._mean = torch.tensor(mean, device=self.device).mul(255).view(1, -1, 1, 1)
         self._std = torch.tensor(std, device=self.device).mul(255).view(1, -1, 1, 1)
@@ -193,20 +185,6 @@ def read_normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ..
             raise FwvizError(f"{path}: {key} is {value!r}, which no image can be normalised by.")
         read.append(tuple(float(v) for v in value))
     return read[0], read[1]
-
-
-def _tree(tensors: Mapping[str, Tensor]) -> nn.Module:
-    """A module whose parameters carry the given dotted names."""
-    root = nn.Module()
-    for name, tensor in tensors.items():
-        *path, leaf = name.split(".")
-        node = root
-        for part in path:
-            if not hasattr(node, part):
-                node.add_module(part, nn.Module())
-            node = getattr(node, part)
-        node.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
-    return root
 
 
 @dataclass(frozen=True)

@@ -89,9 +89,11 @@ class Architecture(Protocol):
 class Family:
     """One kind of model: what it takes in, and how its folders are read.
 
-    ``read(base folder, the card's base)`` opens a base; ``facts(checkpoint folder)`` says what its configuration fixes.
+    ``read(base folder, the card's base)`` opens a base; ``facts(checkpoint folder)`` says what its configuration fixes;
+    ``tokenise(base folder, the card's base)`` gives what turns texts into inputs, for a family that reads texts.
     """
 
     inputs: Literal["images", "texts"]
     read: Callable[[Path, Mapping[str, Any]], Architecture]
     facts: Callable[[Path], Mapping[str, object]]
+    tokenise: Callable[[Path, Mapping[str, Any]], Callable[[Sequence[str]], Tensor]] | None = None

@@ -68,13 +68,14 @@ def load_card(root: Path | str) -> PoolCard:
         if checkpoint.task not in task_ids:
             raise FwvizError(f"{file}: checkpoint {checkpoint.id!r} is of the unlisted task {checkpoint.task!r}.")
     default = top.node("default")
+    family = top.choice("family", tuple(FAMILIES))
     return PoolCard(
         root=root,
         id=top.identifier("id"),
         title=top.text("title", 200),
         summary=top.text("summary", 4000),
-        family=top.choice("family", tuple(FAMILIES)),
-        base=_base(top.node("base"), root),
+        family=family,
+        base=_base(top.node("base"), root, FAMILIES[family].inputs),
         include=merge.texts("include", 64, 200),
         exclude=merge.texts("exclude", 1024, 200, least=0),
         checkpoints=checkpoints,
@@ -115,14 +116,17 @@ def check_sha256(path: Path, sha256: str) -> None:
 # --- parts of the card --------------------------------------------------------------------------
 
 
-def _base(node: _Node, root: Path) -> dict[str, Any]:
-    return {
+def _base(node: _Node, root: Path, inputs: str) -> dict[str, Any]:
+    base: dict[str, Any] = {
         "path": node.path("path", root),
         "sha256": node.sha256("sha256"),
         "parameters": node.count("parameters", 1, 10**12),
-        "image_size": node.count("image_size", 1, 4096),
         "licence": node.text("licence", 200),
     }
+    if inputs == "images":
+        return base | {"image_size": node.count("image_size", 1, 4096)}
+    # Texts are cut at so many tokens; logits are so many times the cosine of text and class.
+    return base | {"tokens": node.count("tokens", 2, 1 << 16), "scale": node.number("scale", 1, 1000)}
 
 
 def _checkpoint(node: _Node, root: Path) -> CheckpointCard:
@@ -241,11 +245,14 @@ class _Node:
             raise self.wrong(key, value, f"a whole number from {low} to {high}")
         return value
 
-    def fraction(self, key: str) -> float:
+    def number(self, key: str, low: float, high: float) -> float:
         value = self.get(key)
-        if type(value) not in (int, float) or not (math.isfinite(value) and 0 <= value <= 1):
-            raise self.wrong(key, value, "a number from 0 to 1")
+        if type(value) not in (int, float) or not (math.isfinite(value) and low <= value <= high):
+            raise self.wrong(key, value, f"a number from {low} to {high}")
         return float(value)
+
+    def fraction(self, key: str) -> float:
+        return self.number(key, 0, 1)
 
     def accuracy(self) -> dict[str, float]:
         return {split: self.fraction(split) for split in SCORED}

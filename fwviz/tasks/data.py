@@ -1,22 +1,26 @@
-"""Splits of labelled images: parquet files with PNGs, decoded once, with every byte distrusted."""
+"""Splits of labelled images or texts: parquet files, decoded once, with every byte distrusted."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import struct
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fwviz.backbones.families import FAMILIES
 from fwviz.space.cache import ByteCache
 from fwviz.types import FileCard, FwvizError, PoolCard, Split, TaskCard
 
 _MAX_FILE = 256 << 20  # bytes of one parquet file
 _MAX_DECODED = 2 << 30  # bytes of one split
 _CACHE = 512 << 20  # bytes of decoded splits kept
+_LONGEST_TEXT = 256 << 10  # bytes
 _PNG = b"\x89PNG\r\n\x1a\n"
 _BATCH = 16  # rows read from parquet at once: bounds what a file that expands wildly can take
 
@@ -25,7 +29,7 @@ _BATCH = 16  # rows read from parquet at once: bounds what a file that expands w
 class TaskData:
     """One split: inputs (N, …) as the pool's family takes them, labels int64 (N,), and where each came from.
 
-    Images are uint8 (N, 3, H, W). Shared by all threads: do not write.
+    Images are uint8 (N, 3, H, W), texts token ids int32 (N, T) with −1 behind the end. Shared: do not write.
     """
 
     task: str
@@ -46,7 +50,7 @@ def load_split(card: PoolCard, task: TaskCard, split: Split) -> TaskData:
 
     Raises:
         FwvizError: the file is missing, is not the one the card describes, holds something that is no 8-bit PNG of the
-            pool's size, a label out of range, or labels of one class only.
+            pool's size or no text, a label out of range, or labels of one class only.
     """
     file = task.splits[split]
     path = card.root / file.path
@@ -54,9 +58,13 @@ def load_split(card: PoolCard, task: TaskCard, split: Split) -> TaskData:
         stat = path.stat()
     except OSError as error:
         raise FwvizError(f"{path} cannot be read: {error.strerror}.") from None
-    size = card.base["image_size"]
-    key = (path.resolve(), stat.st_mtime_ns, stat.st_size, file.sha256, len(task.classes), size)
-    return _cache.get(key, lambda: _load(path, file, task, split, size), _bytes)
+    family = FAMILIES[card.family]
+    parts: tuple[object, ...] = (path.resolve(), stat.st_mtime_ns, stat.st_size, file.sha256, len(task.classes))
+    if family.tokenise is None:
+        size = card.base["image_size"]
+        return _cache.get((*parts, size), lambda: _load(path, file, task, split, size), _bytes)
+    tokenise = family.tokenise(card.root / card.base["path"], card.base)
+    return _cache.get((*parts, tokenise), lambda: _load_texts(path, file, task, split, tokenise), _bytes)
 
 
 def stratified_subset(labels: Tensor, count: int, seed: int) -> Tensor:
@@ -87,26 +95,53 @@ def _bytes(data: TaskData) -> int:
 
 
 def _load(path: Path, file: FileCard, task: TaskCard, split: Split, size: int) -> TaskData:
-    if path.stat().st_size > _MAX_FILE:
-        raise FwvizError(f"{path} has more than {_MAX_FILE >> 20} MiB: split the task.")
     if file.rows * 3 * size * size > _MAX_DECODED:
         raise FwvizError(f"{path}: {file.rows} images of {size} x {size} pixels are too many: take a subset.")
+    content = _read_file(path, file)
+    encoded, labels, keys = _read_parquet(path, content, file.rows, longest=_longest(size))
+    images = torch.empty(file.rows, 3, size, size, dtype=torch.uint8)
+    for row, image in enumerate(encoded):
+        if image is None:
+            raise FwvizError(f"{path}: row {row} has no image: make the file again.")
+        images[row] = _decode(image, size, path, row)
+    return TaskData(task.id, split, images, _labels(path, labels, task, "images"), _names(keys))
+
+
+def _load_texts(
+    path: Path, file: FileCard, task: TaskCard, split: Split, tokenise: Callable[[Sequence[str]], Tensor]
+) -> TaskData:
+    texts, labels, keys = _read_text_parquet(path, _read_file(path, file), file.rows)
+    for row, text in enumerate(texts):
+        if text is None or not text.strip():
+            raise FwvizError(f"{path}: row {row} has no text: make the file again.")
+    kept = _labels(path, labels, task, "texts")
+    return TaskData(task.id, split, tokenise([text for text in texts if text is not None]), kept, _names(keys))
+
+
+def _read_file(path: Path, file: FileCard) -> bytes:
+    """The bytes of a split, which must be those its card describes."""
+    if path.stat().st_size > _MAX_FILE:
+        raise FwvizError(f"{path} has more than {_MAX_FILE >> 20} MiB: split the task.")
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != file.sha256:
         raise FwvizError(f"{path} is not the file its pool card describes (SHA-256 {found[:12]}…): restore the pool.")
-    encoded, labels, keys = _read_parquet(path, content, file.rows, longest=_longest(size))
-    images = torch.empty(file.rows, 3, size, size, dtype=torch.uint8)
-    for row, (image, label) in enumerate(zip(encoded, labels, strict=True)):
-        if image is None or label is None:
-            raise FwvizError(f"{path}: row {row} has no {'image' if image is None else 'label'}: make the file again.")
+    return content
+
+
+def _labels(path: Path, labels: Sequence[int | None], task: TaskCard, things: str) -> Tensor:
+    for row, label in enumerate(labels):
+        if label is None:
+            raise FwvizError(f"{path}: row {row} has no label: make the file again.")
         if not 0 <= label < len(task.classes):
             raise FwvizError(f"{path}: row {row} has label {label}, but the task has {len(task.classes)} classes.")
-        images[row] = _decode(image, size, path, row)
     if len(set(labels)) < 2:
-        raise FwvizError(f"{path} has images of one class only: a task needs at least two.")
-    names = tuple("" if key is None else key for key in keys)
-    return TaskData(task.id, split, images, torch.tensor(labels, dtype=torch.int64), names)
+        raise FwvizError(f"{path} has {things} of one class only: a task needs at least two.")
+    return torch.tensor(labels, dtype=torch.int64)
+
+
+def _names(keys: Sequence[str | None]) -> tuple[str, ...]:
+    return tuple("" if key is None else key for key in keys)
 
 
 def _longest(size: int) -> int:
@@ -149,20 +184,59 @@ def _read_parquet(
     return encoded, labels, keys
 
 
+def _read_text_parquet(
+    path: Path, content: bytes, rows: int
+) -> tuple[list[str | None], list[int | None], list[str | None]]:
+    """The columns text, label and, where it is there, source_key."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    texts: list[str | None] = []
+    labels: list[int | None] = []
+    keys: list[str | None] = []
+    try:
+        table = pq.ParquetFile(pa.BufferReader(content))
+        schema = table.schema_arrow
+        _check_type(path, schema, "text", pa.string())
+        _check_type(path, schema, "label", pa.int64())
+        if table.metadata.num_rows != rows:
+            raise FwvizError(f"{path} has {table.metadata.num_rows} rows, but its card says {rows}: restore the pool.")
+        named = "source_key" in schema.names and schema.field("source_key").type == pa.string()
+        columns = ["text", "label", *(["source_key"] if named else [])]
+        for batch in table.iter_batches(batch_size=_BATCH, columns=columns, use_threads=False):
+            lengths = pc.binary_length(batch.column("text")).to_pylist()
+            if any(length is not None and length > _LONGEST_TEXT for length in lengths):
+                raise FwvizError(f"{path} has a text of more than {_LONGEST_TEXT >> 10} KiB: make the file again.")
+            texts += batch.column("text").to_pylist()
+            labels += batch.column("label").to_pylist()
+            keys += batch.column("source_key").to_pylist() if named else [None] * len(lengths)
+            if len(texts) > rows:
+                break
+    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+        raise FwvizError(f"{path} is damaged or no parquet file ({_first_line(error)}): restore the pool.") from None
+    if not len(texts) == len(labels) == rows:
+        raise FwvizError(f"{path} does not hold the {rows} rows it promises: restore the pool.")
+    return texts, labels, keys
+
+
 def _check_columns(path: Path, schema: object) -> None:
     import pyarrow as pa
 
     assert isinstance(schema, pa.Schema)
-    wanted = {"label": pa.int64(), "source_key": pa.string()}
-    for name, kind in wanted.items():
-        if name not in schema.names or schema.field(name).type != kind:
-            raise FwvizError(f"{path} has no column {name!r} of type {kind}: make the file again.")
+    _check_type(path, schema, "label", pa.int64())
+    _check_type(path, schema, "source_key", pa.string())
     image = schema.field("image").type if "image" in schema.names else None
     fields = {f.name: f.type for f in image} if isinstance(image, pa.StructType) else {}
     if fields.get("bytes") != pa.binary():
         raise FwvizError(
             f"{path} has no column 'image' of the type struct{{bytes: binary, path: string}}: make the file again."
         )
+
+
+def _check_type(path: Path, schema: Any, name: str, kind: object) -> None:
+    if name not in schema.names or schema.field(name).type != kind:
+        raise FwvizError(f"{path} has no column {name!r} of type {kind}: make the file again.")
 
 
 def _decode(content: bytes, size: int, path: Path, row: int) -> Tensor:
