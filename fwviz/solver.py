@@ -2,15 +2,16 @@
 
 Whatever a method learns, the merged weights are θ₀ + Σᵢ λ[g,i]·τᵢ,g and ∂ℓ/∂λ[g,i] = ⟨∇_g ℓ(θ), τᵢ,g⟩ = S[g,i]: one
 ordinary backward pass at the merged weights, then inner products streamed over the task vectors. No autograd graph
-over checkpoints, no copy of them. A method says how its weights w make λ (:class:`Affine`) and which set w lives in
-(a projection); the solver does the rest and yields after every update.
+over checkpoints, no copy of them. A method says how its weights w make λ (:class:`Affine`, :class:`Tanh`) and which set
+w lives in (a projection); the solver does the rest and yields after every update.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -34,18 +35,42 @@ class Affine:
     parent: Tensor
     rows: int
 
+    @classmethod
+    def free(cls, count: int, n: int) -> Self:
+        """One weight per coefficient: offset 0 and directions eⱼ in each of ``count`` groups."""
+        directions = torch.eye(n, dtype=torch.float64)[:, None, :].expand(-1, count, -1)
+        return cls(torch.zeros(count, n, dtype=torch.float64), directions, torch.arange(count), count)
+
     def coefficients(self, weights: Tensor) -> Tensor:
         """λ(w): weights (rows, m) → (G, n)."""
         return self.offset + torch.einsum("gj,jgn->gn", weights[self.parent], self.directions)
 
-    def pull_back(self, products: Tensor) -> Tensor:
-        """∂ℓ/∂w from S: products (G, n) → (rows, m)."""
+    def pull_back(self, products: Tensor, weights: Tensor) -> Tensor:
+        """∂ℓ/∂w at ``weights`` from S: products (G, n) → (rows, m)."""
         return sum_groups(torch.einsum("jgn,gn->gj", self.directions, products), self.parent, self.rows)
 
     def columns(self) -> list[int]:
         """The checkpoints that can have a coefficient other than zero; only these are ever read."""
         used = self.offset.ne(0).any(dim=0) | self.directions.ne(0).any(dim=1).any(dim=0)
         return [int(i) for i in used.nonzero().flatten()]
+
+    def narrowed(self, columns: Sequence[int]) -> Self:
+        """The same family for a subset of the checkpoints."""
+        columns = list(columns)
+        return replace(self, offset=self.offset[:, columns], directions=self.directions[:, :, columns])
+
+
+class Tanh(Affine):
+    """λ(w) = offset + Σ_j tanh(w_j)·directions_j: each weight reaches at most one direction forth or back.
+
+    SuperMerge, eq. 4. The chain rule adds the factor 1 − tanh²(w).
+    """
+
+    def coefficients(self, weights: Tensor) -> Tensor:
+        return super().coefficients(weights.tanh())
+
+    def pull_back(self, products: Tensor, weights: Tensor) -> Tensor:
+        return super().pull_back(products, weights) * (1.0 - weights.tanh().square())
 
 
 @dataclass(frozen=True)
@@ -60,17 +85,25 @@ class Progress:
 class Landscape:
     """Loss and gradient as functions of the weights w, rebuilt at every point into the one buffer ``theta`` (P,).
 
-    Only the checkpoints that can have a coefficient other than zero are ever read.
+    Only the checkpoints that can have a coefficient other than zero are ever read. The loss is the mean over ``tasks``,
+    all of the objective's if None.
     """
 
     def __init__(
-        self, family: Affine, vectors: TaskVectors, groups: Groups, objective: Objective, loss: LossName, theta: Tensor
+        self,
+        family: Affine,
+        vectors: TaskVectors,
+        groups: Groups,
+        objective: Objective,
+        loss: LossName,
+        theta: Tensor,
+        tasks: Sequence[str] | None = None,
     ) -> None:
         columns = family.columns() or [0]
         self.family = family
-        self.narrow = Affine(family.offset[:, columns], family.directions[:, :, columns], family.parent, family.rows)
+        self.narrow = family.narrowed(columns)
         self.vectors = vectors.subset(columns)
-        self.groups, self.objective, self.loss, self.theta = groups, objective, loss, theta
+        self.groups, self.objective, self.loss, self.theta, self.tasks = groups, objective, loss, theta, tasks
 
     def point(self, weights: Tensor) -> Tensor:
         """θ(w), borrowed: (rows, m) → (P,)."""
@@ -78,17 +111,20 @@ class Landscape:
 
     def value(self, weights: Tensor) -> float:
         """The joint loss over all samples."""
-        return float(self.objective.losses(self.point(weights), loss=self.loss).mean())
+        return float(self.objective.losses(self.point(weights), tasks=self.tasks, loss=self.loss).mean())
 
     def slope(
         self, weights: Tensor, batch_size: int | None = None, generator: torch.Generator | None = None
     ) -> tuple[float, Tensor]:
         """Joint loss and its gradient (rows, m) by the identity S; a random batch per task, or all samples."""
         losses, gradient = self.objective.gradient(
-            self.point(weights), loss=self.loss, batch_size=batch_size, generator=generator
+            self.point(weights), tasks=self.tasks, loss=self.loss, batch_size=batch_size, generator=generator
         )
         products = self.vectors.scores(gradient, self.groups).double()
-        return float(losses.mean()), self.narrow.pull_back(products)
+        # The bias of attention's keys moves no loss; Adam would blow its rounding noise up to full updates.
+        noise = torch.finfo(torch.float32).eps * float(products.abs().max())
+        products[products.abs() < noise] = 0.0
+        return float(losses.mean()), self.narrow.pull_back(products, weights)
 
 
 def adam(
@@ -101,11 +137,13 @@ def adam(
     batch_size: int | None,
     generator: torch.Generator,
     decay: bool,
+    weight_decay: float = 0.0,
 ) -> Iterator[Progress]:
     """Adam on w with a projection after every update: the rule for noisy gradients of small batches.
 
     With ``decay`` the rate falls along half a cosine to a tenth, and the last weights are the mean of the last quarter
-    of the updates, which averages the noise of the batches out.
+    of the updates, which averages the noise of the batches out. ``weight_decay`` makes it AdamW: before every update
+    the weights shrink by the factor 1 − rate·weight_decay (Loshchilov & Hutter, 2019).
 
     Args: start (rows, m); ``rate`` the largest change of a weight per update; β = (0.9, 0.999). Kingma & Ba (2015).
     """
@@ -118,7 +156,7 @@ def adam(
         square = 0.999 * square + 0.001 * gradient.square()
         step = (mean / (1 - 0.9**update)) / ((square / (1 - 0.999**update)).sqrt() + 1e-8)
         share = 0.55 + 0.45 * math.cos(math.pi * (update - 1) / updates) if decay else 1.0
-        weights = project(weights - rate * share * step)
+        weights = project((1.0 - rate * share * weight_decay) * weights - rate * share * step)
         if decay and update > 0.75 * updates:
             late.append(weights)
         if update == updates and late:

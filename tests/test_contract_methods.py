@@ -25,7 +25,7 @@ from tests.toy import toy_problem
 
 NAMES = list(entries("methods"))
 # Enough of each method to exercise it; a value is used only where the method has such a setting.
-SHORT: dict[str, Any] = {"max_steps": 2, "inner_updates": 3, "official_updates": 3, "trials": 4}
+SHORT: dict[str, Any] = {"max_steps": 2, "inner_updates": 3, "official_updates": 3, "trials": 4, "updates": 4}
 
 
 @pytest.fixture(params=NAMES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +48,68 @@ def test_gradient_matches_finite_differences() -> None:
         # Central differences are exact on a quadratic, up to float32.
         numeric[tuple(index)] = (landscape.value(weights + step) - landscape.value(weights - step)) / 0.1
     torch.testing.assert_close(gradient, numeric, rtol=2e-3, atol=2e-3)
+
+
+def test_tanh_gradient_matches_finite_differences() -> None:
+    problem = toy_problem()
+    groups = problem.groups("tensor")
+    family = solver.Tanh.free(len(groups), 5)
+    theta = torch.empty_like(problem.vectors.base)
+    landscape = solver.Landscape(family, problem.vectors, groups, problem.objective, "cross_entropy", theta)
+    # Far enough from zero that 1 − tanh² matters, on both sides.
+    weights = torch.linspace(-1.2, 1.2, 30, dtype=torch.float64).view(6, 5)
+    _, gradient = landscape.slope(weights)
+    for index in torch.cartesian_prod(torch.arange(6), torch.arange(5)).tolist():
+        step = torch.zeros_like(weights)
+        step[tuple(index)] = 0.02
+        numeric = (landscape.value(weights + step) - landscape.value(weights - step)) / 0.04
+        assert float(gradient[tuple(index)]) == pytest.approx(numeric, rel=0.02, abs=2e-3)
+
+
+def test_tanh_matches_autograd_through_the_merge() -> None:
+    """The same merge written with autograd over the task vectors, float64 against our float32 inner products."""
+    problem = toy_problem()
+    vectors, groups = problem.vectors, problem.groups("layer")
+    theta = torch.empty_like(vectors.base)
+    landscape = solver.Landscape(
+        solver.Tanh.free(len(groups), 5), vectors, groups, problem.objective, "cross_entropy", theta, ("t1", "t2")
+    )
+    weights = torch.linspace(-0.8, 0.9, 20, dtype=torch.float64).view(4, 5)
+    loss, gradient = landscape.slope(weights)
+    leaf = weights.clone().requires_grad_()
+    rows = leaf.tanh().repeat_interleave(torch.tensor(groups.bounds).diff(), dim=0)
+    merged = vectors.base.double() + (rows.T * torch.stack([vectors.vector(i) for i in range(5)]).double()).sum(dim=0)
+    quadratic: Any = problem.objective
+    value = torch.stack(
+        [0.5 * (quadratic.weights[k] * (merged - quadratic.centres[k]).square()).sum() for k in (1, 2)]
+    ).mean()
+    value.backward()
+    assert loss == pytest.approx(float(value.detach()), rel=1e-6)
+    torch.testing.assert_close(gradient, leaf.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_rounding_noise_moves_no_weight() -> None:
+    """A group no loss depends on gets no gradient, where Adam would turn rounding errors into full updates."""
+    problem = toy_problem()
+    vectors, groups = problem.vectors, problem.groups("tensor")
+    objective: Any = problem.objective
+    a, b = groups.bounds[2:4]
+    objective.weights[:, a:b] = 1e-12
+    theta = torch.empty_like(vectors.base)
+    landscape = solver.Landscape(solver.Tanh.free(6, 5), vectors, groups, objective, "cross_entropy", theta)
+    rule = solver.adam(
+        landscape,
+        torch.zeros(6, 5, dtype=torch.float64),
+        lambda weights: weights,
+        updates=3,
+        rate=0.1,
+        batch_size=None,
+        generator=torch.Generator(),
+        decay=False,
+    )
+    last = run(rule)[-1].weights
+    assert (last[2] == 0).all()
+    assert (last[[0, 1, 3, 4, 5]] != 0).all()
 
 
 def test_only_columns_in_use_are_read() -> None:
@@ -105,6 +168,33 @@ def test_adam_follows_torch() -> None:
     weights = start.clone().requires_grad_()
     optimiser = torch.optim.Adam([weights], lr=0.01)
     for step in ours:
+        _, weights.grad = landscape.slope(weights.detach())
+        optimiser.step()
+        torch.testing.assert_close(step.weights, weights.detach(), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", [solver.Affine, solver.Tanh])
+def test_adam_with_weight_decay_follows_torch(family: type[solver.Affine]) -> None:
+    problem = toy_problem()
+    theta = torch.empty_like(problem.vectors.base)
+    landscape = solver.Landscape(
+        family.free(4, 5), problem.vectors, problem.groups("layer"), problem.objective, "cross_entropy", theta
+    )
+    start = torch.full((4, 5), 0.3, dtype=torch.float64)
+    ours = solver.adam(
+        landscape,
+        start,
+        lambda weights: weights,
+        updates=20,
+        rate=0.05,
+        batch_size=None,
+        generator=torch.Generator(),
+        decay=False,
+        weight_decay=0.4,
+    )
+    weights = start.clone().requires_grad_()
+    optimiser = torch.optim.AdamW([weights], lr=0.05, weight_decay=0.4)
+    for step in run(ours):
         _, weights.grad = landscape.slope(weights.detach())
         optimiser.step()
         torch.testing.assert_close(step.weights, weights.detach(), rtol=0, atol=1e-9)
