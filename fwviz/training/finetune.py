@@ -58,21 +58,23 @@ def _shifted(pixels: Tensor, by: int, rng: torch.Generator) -> Tensor:
     return padded[:, :, by + dy : by + dy + pixels.shape[2], by + dx : by + dx + pixels.shape[3]]
 
 
+@dataclass(frozen=True)
+class Examples:
+    """Training rows of one task: head (classes, 128) unit text embeddings, images (n, 32, 32, 3) uint8, labels (n,)."""
+
+    head: Tensor
+    images: np.ndarray
+    labels: np.ndarray
+
+
 def finetune(
-    clip: Any,
-    head: Tensor,
-    images: np.ndarray,
-    labels: np.ndarray,
-    plan: FinetunePlan,
-    seed: int,
-    generic: np.ndarray | None = None,
+    clip: Any, tasks: Sequence[Examples], plan: FinetunePlan, seed: int, generic: np.ndarray | None = None
 ) -> dict[str, Tensor]:
-    """Train a copy of the image tower on one task.
+    """Train a copy of the image tower on one task, or on several at once with equal shares of every batch.
 
     Args:
         clip: the base; left as it was.
-        head: (classes, 128) unit text embeddings.
-        images: (n, 32, 32, 3) uint8. labels: (n,).
+        tasks: at most ``plan.batch`` of them; the loss is the mean over tasks.
         generic: (m, 32, 32, 3) uint8, pretraining pictures whose embeddings are kept; None keeps nothing.
 
     Returns:
@@ -93,25 +95,33 @@ def finetune(
         optimiser = torch.optim.AdamW(live, lr=plan.rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     scale = clip.logit_scale.detach().exp()
     rng, torch_rng = np.random.default_rng([seed, 1]), torch.Generator().manual_seed(seed)
-    targets = torch.from_numpy(labels.astype(np.int64))
+    targets = [torch.from_numpy(task.labels.astype(np.int64)) for task in tasks]
+    share_of_batch = plan.batch // len(tasks)
     kept = None
     if generic is not None and plan.keep:
         with torch.no_grad():
             parts = [model.encode_images(tower, to_pixels(generic[i : i + 256])) for i in range(0, len(generic), 256)]
         kept = torch.cat(parts)
     warm_up = max(1, plan.steps // 15)
-    order = np.empty(0, dtype=int)
+    orders = [np.empty(0, dtype=int) for _ in tasks]
     for step in range(plan.steps):
-        if len(order) < plan.batch:
-            order = np.concatenate([order, rng.permutation(len(labels))])
-        rows, order = order[: plan.batch], order[plan.batch :]
+        rows = []
+        for k, task in enumerate(tasks):
+            if len(orders[k]) < share_of_batch:
+                orders[k] = np.concatenate([orders[k], rng.permutation(len(task.labels))])
+            rows.append(orders[k][:share_of_batch])
+            orders[k] = orders[k][share_of_batch:]
         share = max(0.0, step - warm_up) / (plan.steps - warm_up)
         rate = plan.rate * min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * share))
         for group in optimiser.param_groups:
             group["lr"] = rate
-        pixels = _shifted(to_pixels(images[rows]), plan.shift, torch_rng)
-        logits = scale * model.encode_images(tower, pixels) @ head.T
-        loss = F.cross_entropy(logits, targets[rows], label_smoothing=plan.smoothing)
+        pictures = np.concatenate([task.images[r] for task, r in zip(tasks, rows, strict=True)])
+        features = model.encode_images(tower, _shifted(to_pixels(pictures), plan.shift, torch_rng))
+        losses = [
+            F.cross_entropy(scale * part @ task.head.T, target[r], label_smoothing=plan.smoothing)
+            for task, target, r, part in zip(tasks, targets, rows, features.split(share_of_batch), strict=True)
+        ]
+        loss = torch.stack(losses).mean()
         if kept is not None and generic is not None:
             chosen = rng.integers(len(generic), size=plan.keep_batch)
             moved = model.encode_images(tower, to_pixels(generic[chosen])) - kept[chosen]

@@ -88,14 +88,32 @@ def test_finetuning_moves_only_its_matrices_and_learns(clip, tokenizer) -> None:
     head = model.zero_shot_head(clip, tokenizer, ("digit three", "red apple"), ("{}",))
     before = {name: value.clone() for name, value in clip.state_dict().items()}
     plan = finetune.FinetunePlan(steps=30, batch=16, rate=1e-3, average=0.5)
-    state = finetune.finetune(clip, head, images, labels, plan, seed=0)
+    examples = finetune.Examples(head, images, labels)
+    state = finetune.finetune(clip, [examples], plan, seed=0)
     assert all(torch.equal(value, before[name]) for name, value in clip.state_dict().items())
     moved = {name for name, value in state.items() if not torch.equal(value, before[name])}
     assert moved
     assert all(name.endswith(finetune.TRAINED) for name in moved)
     assert finetune.accuracy(clip, state, head, images, labels) > 0.9
-    again = finetune.finetune(clip, head, images, labels, plan, seed=0)
+    again = finetune.finetune(clip, [examples], plan, seed=0)
     assert all(torch.equal(value, again[name]) for name, value in state.items())
+
+
+def test_one_tower_learns_two_tasks_at_once(clip, tokenizer) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 60, (64, 32, 32, 3)).astype(np.uint8)
+    labels = np.arange(64) % 2
+    top, left = images.copy(), images.copy()
+    top[labels == 1, :16] += 150
+    left[labels == 1, :, :16] += 150
+    head = model.zero_shot_head(clip, tokenizer, ("digit three", "red apple"), ("{}",))
+    other = model.zero_shot_head(clip, tokenizer, ("green bird", "letter a"), ("{}",))
+    plan = finetune.FinetunePlan(steps=40, batch=32, rate=0.05, average=0.5)
+    state = finetune.finetune(
+        clip, [finetune.Examples(head, top, labels), finetune.Examples(other, left, labels)], plan, seed=0
+    )
+    assert finetune.accuracy(clip, state, head, top, labels) > 0.9
+    assert finetune.accuracy(clip, state, other, left, labels) > 0.9
 
 
 def test_merge_is_linear(clip) -> None:
