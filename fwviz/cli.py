@@ -417,6 +417,8 @@ def _lens_sources(parameters: Sequence[str], options: argparse.Namespace) -> dic
         return {"assembly": assemble(_recipe(options))}
     trace = store.load(options.at)
     assembly = assemble(trace.recipe)
+    if "theta" not in parameters:
+        return {"assembly": assembly}
     return {"assembly": assembly, "theta": merged_weights(trace, options.frame, assembly)}
 
 

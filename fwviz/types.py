@@ -134,6 +134,10 @@ class TaskVectors(Protocol):
         """τᵢ as a new flat (P,) float32 tensor."""
         ...
 
+    def block(self, start: int, stop: int) -> Tensor:
+        """τ[:, start:stop] of all checkpoints: a new (n, stop − start) float32 tensor beside the base."""
+        ...
+
     def subset(self, indices: Sequence[int]) -> TaskVectors:
         """The same storage restricted to some checkpoints, in the order given."""
         ...

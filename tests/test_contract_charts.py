@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import astuple
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,56 @@ def coefficients(names: Names) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"task": pd.CategoricalDtype(names[0])})
 
 
+def weights_map(names: Names) -> pd.DataFrame:
+    r = np.random.default_rng(5)
+    kinds = ["attention query", "MLP", "norms"]
+    rows = [
+        {
+            "run": run,
+            "label": run.upper(),
+            "t": 3,
+            "group": g,
+            "group_index": j,
+            "layer": f"block.{j // 16}",
+            "weight_type": kinds[j % 3],
+            "checkpoint": c,
+            "coefficient": r.normal(0.3, 0.2),
+        }
+        for run in (("a",) if len(names[2]) > 100 else ("a", "b"))
+        for j, g in enumerate(names[2])
+        for c in names[1]
+    ]
+    return pd.DataFrame(rows)
+
+
+def weights_by_type(names: Names) -> pd.DataFrame:
+    kinds = pd.CategoricalDtype(["embeddings", "attention query", "MLP", "norms"])
+    rows = [
+        {"run": c, "label": c, "weight_type": k, "mean": 0.1 * i, "low": 0.1 * i - 0.2, "high": 0.1 * i + 0.2}
+        for c in names[1][:8]
+        for i, k in enumerate(("norms", "MLP", "attention query"))
+    ]
+    return pd.DataFrame(rows).astype({"weight_type": kinds})
+
+
+def magnitudes(names: Names) -> pd.DataFrame:
+    rows = [
+        {"group": g, "checkpoint": c, "layer": f"block.{j // 16}"}
+        | {q: (1 + i) * 1e-3 * (k + 1) for k, q in enumerate(("q05", "q25", "median", "q75", "q95"))}
+        for j, g in enumerate(names[2])
+        for i, c in enumerate(("all", *names[1]))
+    ]
+    return pd.DataFrame(rows)
+
+
+def pairs(value: str, names: Names) -> pd.DataFrame:
+    r = np.random.default_rng(6)
+    rows = [
+        {"checkpoint": a, "other": b, value: 1.0 if a == b else r.uniform(0.3, 0.7)} for a in names[1] for b in names[1]
+    ]
+    return pd.DataFrame(rows)
+
+
 # Every chart, a table for it, and the columns whose numbers it draws.
 FEEDS: dict[str, tuple[Callable[[Names], pd.DataFrame], tuple[str, ...]]] = {
     "lmo_bars": (lmo, ("score",)),
@@ -163,6 +214,11 @@ FEEDS: dict[str, tuple[Callable[[Names], pd.DataFrame], tuple[str, ...]]] = {
     "accuracy_bars": (results, ("accuracy",)),
     "comparison": (comparison, ("accuracy",)),
     "coefficients_bars": (coefficients, ("coefficient",)),
+    "weights_map": (weights_map, ("coefficient",)),
+    "weights_by_type": (weights_by_type, ("mean",)),
+    "magnitudes": (magnitudes, ("median",)),
+    "similarity": (partial(pairs, "cosine"), ("cosine",)),
+    "sign_conflict": (partial(pairs, "conflict"), ("conflict",)),
 }
 CHARTS = sorted(registry.entries("charts"))
 

@@ -141,3 +141,32 @@ def span_of_labels(rows: pd.DataFrame, narrow: bool, theme: style.Theme) -> tupl
     colours = style.palette(theme)
     labels = [style.coloured(style.short(t, 16 if narrow else 26), colours.muted) for t in names.values()]
     return names, labels, style.text_width(labels) + 10
+
+
+def depth_ticks(layers: Sequence[str], narrow: bool) -> dict[str, Any]:
+    """One tick per layer of neighbouring columns, at its middle, thinned to what fits: numbers alone for blocks."""
+    spans: dict[str, list[int]] = {}
+    for i, layer in enumerate(layers):
+        spans.setdefault(layer, []).append(i)
+    fits = 8 if narrow else 24
+    kept = list(spans.items())[:: -(-len(spans) // fits)]
+    crowded = len(kept) > (5 if narrow else 12)
+    texts = [
+        style.short(name.removeprefix("block.") if crowded else name.replace("block.", "block "), 8 if narrow else 16)
+        for name, _ in kept
+    ]
+    return {
+        "tickmode": "array",
+        "tickvals": [float(np.mean(at)) + OFF for _, at in kept],
+        "ticktext": texts,
+        "tickangle": 0,
+    }
+
+
+def separators(layers: Sequence[str], theme: style.Theme) -> list[dict[str, Any]]:
+    """Lines between the columns of two layers; none where every column is a layer of its own."""
+    edges = [i - 0.5 for i in range(1, len(layers)) if layers[i] != layers[i - 1]]
+    if len(edges) + 1 >= len(layers):
+        return []
+    line = {"color": style.palette(theme).surface, "width": 2}
+    return [{"type": "line", "yref": "paper", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": line} for x in edges]

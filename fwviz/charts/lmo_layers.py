@@ -107,7 +107,7 @@ def lmo_layers(
         "xaxis": style.axis(
             theme,
             type="category",
-            **_depth_ticks(rows, groups, narrow),
+            **matrix.depth_ticks(layers, narrow),
             showgrid=False,
             range=[-0.5, len(groups) - 0.5],
         ),
@@ -117,7 +117,7 @@ def lmo_layers(
             *matrix.counts(counted, theme, "picked", narrow),
             style.note("input → output", theme, y=0, yanchor="top", yshift=-22),
         ],
-        "shapes": _separators(rows, groups, theme),
+        "shapes": matrix.separators(layers, theme),
     }
     return style.figure(traces, base | changes)
 
@@ -128,37 +128,6 @@ def _layers(rows: pd.DataFrame, groups: list[str]) -> list[str]:
         return groups
     found = dict(zip(rows["group"].astype(str), rows["layer"].astype(str), strict=True))
     return [found[group] for group in groups]
-
-
-def _depth_ticks(rows: pd.DataFrame, groups: list[str], narrow: bool) -> dict[str, Any]:
-    """One tick per layer, at its middle, thinned to what fits: numbers alone for blocks."""
-    layers = _layers(rows, groups)
-    spans: dict[str, list[int]] = {}
-    for i, layer in enumerate(layers):
-        spans.setdefault(layer, []).append(i)
-    fits = 8 if narrow else 24
-    step = -(-len(spans) // fits)
-    kept = list(spans.items())[::step]
-    crowded = len(kept) > (5 if narrow else 12)
-    texts = [
-        style.short(name.removeprefix("block.") if crowded else name.replace("block.", "block "), 8 if narrow else 16)
-        for name, _ in kept
-    ]
-    return {
-        "tickmode": "array",
-        "tickvals": [float(np.mean(at)) + matrix.OFF for _, at in kept],
-        "ticktext": texts,
-        "tickangle": 0,
-    }
-
-
-def _separators(rows: pd.DataFrame, groups: list[str], theme: style.Theme) -> list[dict[str, Any]]:
-    layers = _layers(rows, groups)
-    edges = [i - 0.5 for i in range(1, len(layers)) if layers[i] != layers[i - 1]]
-    if len(edges) + 1 >= len(groups):  # every column is a layer of its own
-        return []
-    line = {"color": style.palette(theme).surface, "width": 2}
-    return [{"type": "line", "yref": "paper", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": line} for x in edges]
 
 
 def _summary(tally: pd.Series, names: dict[str, str], count: int) -> str:

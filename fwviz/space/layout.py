@@ -21,6 +21,24 @@ _DECODER = re.compile(r"^(?:(?:model|transformer)\.)?decoder\.")
 _STEM = re.compile(
     r"embed|patch|pos_emb|cls_token|pre_layrnorm|pre_layernorm|ln_pre|norm_pre|(?:^|\.)(?:wte|wpe|conv1|bn1|shared)\."
 )
+
+# What a tensor does, by the names that the families above give it; the first hit counts, so norms inside an attention
+# are norms, and T5's "SelfAttention.o" and timm's "attn.proj" are outputs of an attention.
+_END = r"(?:\.|$)"
+_KINDS = {
+    "norm": rf"norm|layrnorm|(?:^|\.)(?:ln|bn)_?\w*{_END}",
+    "query": rf"(?:^|\.)(?:q|q_proj|q_lin|query){_END}",
+    "key": rf"(?:^|\.)(?:k|k_proj|k_lin|key){_END}",
+    "value": rf"(?:^|\.)(?:v|v_proj|v_lin|value){_END}",
+    "qkv": rf"(?:^|\.)(?:qkv|qkv_proj|query_key_value|c_attn|in_proj\w*){_END}",
+    "embedding": rf"embed|relative_attention_bias|(?:^|visual\.)conv1\.|(?:^|\.)(?:wte|wpe|shared|cls_token){_END}",
+    "output": rf"att\w*\.(?:\w+\.)*(?:out_proj|o_proj|out_lin|o|proj|c_proj|dense){_END}",
+    "mlp": rf"mlp|densereludense|intermediate|output\.dense|(?:^|\.)(?:fc1|fc2|c_fc|lin1|lin2){_END}",
+    "projection": rf"projection|classifier|(?:^|\.)(?:proj|lm_head|head|fc|pooler){_END}",
+}
+_WEIGHT_TYPES = {kind: re.compile(pattern) for kind, pattern in _KINDS.items()}
+WEIGHT_TYPES = ("embedding", "query", "key", "value", "qkv", "output", "mlp", "norm", "projection", "other")
+
 _INDEX_BUFFER = re.compile(r"(?:^|\.)(?:position_ids|token_type_ids|num_batches_tracked)$")
 
 
@@ -35,6 +53,16 @@ def layer_of(name: str) -> str:
     if block:
         return f"{tower}block.{int(block.group(1))}"
     return f"{tower}stem" if _STEM.search(name) else f"{tower}head"
+
+
+def weight_type(name: str) -> str:
+    """What a tensor does in its layer, one of :data:`WEIGHT_TYPES`: weights and biases alike.
+
+    ``query``, ``key``, ``value``, ``qkv`` (fused) and ``output`` belong to an attention; ``mlp`` are both sides of a
+    feed-forward; ``projection`` is what follows the last block: projections, classifiers, language-model heads.
+    """
+    lower = name.lower()
+    return next((kind for kind, pattern in _WEIGHT_TYPES.items() if pattern.search(lower)), "other")
 
 
 def build_layout(

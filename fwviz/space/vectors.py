@@ -210,6 +210,20 @@ class _TaskVectors(ABC):
         self._run(work, blocks)
         return out
 
+    def block(self, start: int, stop: int) -> Tensor:
+        """τ[:, start:stop] of all checkpoints as a new (n, stop − start) float32 tensor beside the base."""
+        if not 0 <= start <= stop <= self.layout.size:
+            raise ValueError(f"[{start}, {stop}) does not lie in the {self.layout.size} parameters of the layout")
+        out = torch.empty(self.n, stop - start, device=self.base.device)
+        scratch = _Scratch(min(max(stop - start, 1), self._columns), self.base.device)
+        for first in range(start, stop, scratch.columns):
+            last = min(first + scratch.columns, stop)
+            for row, rows in _row_blocks(range(self.n)):
+                target = out[row : row + len(rows), first - start : last - start]
+                target.copy_(self._load(rows, first, last, scratch, weights=False))
+        self._meter.bytes += scratch.bytes_read
+        return out
+
     # --- how a sweep over all blocks runs ---------------------------------------------------------
 
     def _check(self, gradient: Tensor | None, groups: Groups) -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwviz.space.layout import build_layout, flatten, layer_of, unflatten
+from fwviz.space.layout import WEIGHT_TYPES, build_layout, flatten, layer_of, unflatten, weight_type
 from fwviz.types import GRANULARITIES, FwvizError
 
 NAMES = {
@@ -66,6 +66,71 @@ NAMES = {
 @pytest.mark.parametrize(("name", "layer"), NAMES.items())
 def test_layer_of_knows_the_families(name: str, layer: str) -> None:
     assert layer_of(name) == layer
+
+
+TYPES = {
+    "vision_model.embeddings.patch_embedding.weight": "embedding",
+    "vision_model.embeddings.class_embedding": "embedding",
+    "vision_model.pre_layrnorm.weight": "norm",
+    "vision_model.encoder.layers.11.self_attn.q_proj.weight": "query",
+    "vision_model.encoder.layers.11.self_attn.k_proj.bias": "key",
+    "vision_model.encoder.layers.11.self_attn.v_proj.weight": "value",
+    "vision_model.encoder.layers.11.self_attn.out_proj.weight": "output",
+    "vision_model.encoder.layers.2.layer_norm1.bias": "norm",
+    "vision_model.encoder.layers.2.mlp.fc1.weight": "mlp",
+    "visual_projection.weight": "projection",
+    "logit_scale": "other",
+    "vit.embeddings.cls_token": "embedding",
+    "vit.encoder.layer.3.attention.attention.key.bias": "key",
+    "vit.encoder.layer.3.attention.output.dense.weight": "output",
+    "vit.encoder.layer.3.intermediate.dense.weight": "mlp",
+    "vit.encoder.layer.3.output.dense.weight": "mlp",
+    "vit.encoder.layer.3.layernorm_before.weight": "norm",
+    "roberta.embeddings.word_embeddings.weight": "embedding",
+    "roberta.embeddings.LayerNorm.weight": "norm",
+    "roberta.encoder.layer.10.attention.self.value.weight": "value",
+    "roberta.encoder.layer.10.attention.output.dense.weight": "output",
+    "roberta.encoder.layer.10.attention.output.LayerNorm.weight": "norm",
+    "classifier.dense.weight": "projection",
+    "shared.weight": "embedding",
+    "encoder.block.0.layer.0.SelfAttention.q.weight": "query",
+    "encoder.block.0.layer.0.SelfAttention.o.weight": "output",
+    "decoder.block.0.layer.1.EncDecAttention.v.weight": "value",
+    "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": "embedding",
+    "encoder.block.0.layer.1.DenseReluDense.wi.weight": "mlp",
+    "encoder.block.0.layer.1.layer_norm.weight": "norm",
+    "model.embed_tokens.weight": "embedding",
+    "model.layers.31.self_attn.o_proj.weight": "output",
+    "model.layers.31.self_attn.q_norm.weight": "norm",
+    "model.layers.31.self_attn.q_proj.lora_A.weight": "query",
+    "model.layers.31.mlp.gate_proj.weight": "mlp",
+    "model.layers.31.input_layernorm.weight": "norm",
+    "model.norm.weight": "norm",
+    "lm_head.weight": "projection",
+    "transformer.wte.weight": "embedding",
+    "transformer.h.7.attn.c_attn.weight": "qkv",
+    "transformer.h.7.attn.c_proj.weight": "output",
+    "transformer.h.7.mlp.c_proj.weight": "mlp",
+    "transformer.h.7.ln_1.weight": "norm",
+    "visual.conv1.weight": "embedding",
+    "visual.transformer.resblocks.4.attn.in_proj_weight": "qkv",
+    "visual.transformer.resblocks.4.attn.out_proj.weight": "output",
+    "visual.transformer.resblocks.4.mlp.c_fc.weight": "mlp",
+    "visual.proj": "projection",
+    "positional_embedding": "embedding",
+    "ln_final.weight": "norm",
+    "blocks.3.attn.qkv.weight": "qkv",
+    "blocks.3.attn.proj.weight": "output",
+    "layer3.0.bn1.weight": "norm",
+    "layer3.0.conv1.weight": "other",
+    "fc.weight": "projection",
+}
+
+
+@pytest.mark.parametrize(("name", "kind"), TYPES.items())
+def test_weight_type_knows_the_families(name: str, kind: str) -> None:
+    assert kind in WEIGHT_TYPES
+    assert weight_type(name) == kind
 
 
 def test_tensors_are_ordered_by_layer_then_naturally() -> None:
