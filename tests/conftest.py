@@ -41,8 +41,9 @@ def tiny_pool_path(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytes
     Training it takes seconds, so pytest's cache keeps it until its recipe or torch changes; tests see a copy.
     """
     target = tmp_path_factory.mktemp("pools") / "tiny"
+    cache = getattr(pytestconfig, "cache", None)  # absent with -p no:cacheprovider
     key = hashlib.sha256(_RECIPE.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
-    kept = (pytestconfig.cache.mkdir("tiny_pool") if pytestconfig.cache else target.parent / "cache") / key
+    kept = (cache.mkdir("tiny_pool") if cache else target.parent / "cache") / key
     if not kept.exists():
         made = _make_tiny_pool(target.parent / "made")
         # Moved into place in one step: several sessions may want it at once, and one may be killed midway.
