@@ -157,7 +157,8 @@ def _merge(argv: Sequence[str]) -> int:
         raise FwvizError(trace.note)
     _print_results(trace)
     if options.out is not None:
-        print(f"weights: {export_weights(trace, -1, options.out, options.format)}")
+        kept = RunStore(options.runs).extension(writer.id)
+        print(f"weights: {export_weights(trace, -1, options.out, options.format, kept=kept)}")
     return 0
 
 
@@ -232,8 +233,10 @@ def _export(argv: Sequence[str]) -> int:
     from fwviz.runs.export import export_weights
     from fwviz.runs.store import RunStore
 
-    source = RunStore(options.runs).load(options.run) if options.run else _read_recipe(options.recipe, {})
-    print(export_weights(source, options.frame, options.out, options.format))
+    store = RunStore(options.runs)
+    source = store.load(options.run) if options.run else _read_recipe(options.recipe, {})
+    kept = store.extension(options.run) if options.run else None
+    print(export_weights(source, options.frame, options.out, options.format, kept=kept))
     return 0
 
 
@@ -476,7 +479,9 @@ def _print_results(trace: Trace) -> None:
     cost = trace.cost
     print(
         f"{cost.seconds:.1f} s, of these {cost.evaluation_seconds:.1f} s judging; {cost.bytes_read / 1e6:.1f} MB of "
-        f"checkpoints read; peak memory +{cost.peak_memory_bytes / 1e6:.0f} MB; run {trace.id}"
+        f"checkpoints read; peak memory +{cost.peak_memory_bytes / 1e6:.0f} MB; "
+        + (f"stored beside the model {cost.stored_bytes / 1e3:.1f} kB; " if cost.stored_bytes else "")
+        + f"run {trace.id}"
     )
 
 

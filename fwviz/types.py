@@ -231,6 +231,83 @@ class Probe(Protocol):
         ...
 
 
+# --- merges that are more than one weight vector ------------------------------------------------
+
+
+@runtime_checkable
+class Expert(Protocol):
+    """What turns the backbone θ_b into the weights θ_e meant for one task. It keeps only what is stored for it."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def size(self) -> int:
+        """P, the number of parameters of the backbone it belongs to."""
+        ...
+
+    def add_to(self, theta: Tensor, backbone: Tensor, share: float = 1.0) -> None:
+        """Add share·(θ_e − θ_b) to ``theta`` (P,), which is not ``backbone`` (P,) itself."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that is stored, by name; ``from_tensors`` of the class makes the same expert of it."""
+        ...
+
+
+@runtime_checkable
+class FeatureMap(Protocol):
+    """What turns unit features (N, D) of the backbone into the unit features one task's head reads."""
+
+    @property
+    def kind(self) -> str: ...
+
+    def __call__(self, features: Tensor) -> Tensor: ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that is stored, by name."""
+        ...
+
+
+@runtime_checkable
+class Router(Protocol):
+    """Says for every input how much of which task's expert it gets. ``reads_features`` is False if it need not look."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def tasks(self) -> tuple[str, ...]: ...
+
+    @property
+    def reads_features(self) -> bool: ...
+
+    def shares(self, features: Tensor, task: str) -> Tensor:
+        """Unit features of the backbone (N, D) → shares (N, len(tasks)) ≥ 0 on the CPU, each row of sum 1.
+
+        ``task`` is the task whose head will answer; only a router that is told it may use it. Without
+        ``reads_features`` only the number N counts.
+        """
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that is stored, by name."""
+        ...
+
+
+@dataclass(frozen=True)
+class Extension:
+    """What a merge consists of beside its backbone θ: experts, feature maps and the router that picks among them.
+
+    An input with shares w is encoded by θ + Σ_k w_k·(θ_k − θ), the sum over the tasks that have an expert, and its
+    features pass the map, if there is one, of the task whose head answers.
+    """
+
+    router: Router
+    experts: dict[str, Expert] = field(default_factory=dict)
+    maps: dict[str, FeatureMap] = field(default_factory=dict)
+
+
 # --- methods ------------------------------------------------------------------------------------
 
 
@@ -273,7 +350,8 @@ class Step:
     """One state of a running merge.
 
     A linear merge is given by ``coefficients`` (G, n) at ``granularity``: θ = θ₀ + Σᵢ λ[g,i]·τᵢ,g. Any other merge
-    is given by ``delta`` (P,) = θ − θ₀, borrowed until the generator is advanced.
+    is given by ``delta`` (P,) = θ − θ₀, borrowed until the generator is advanced. With an ``extension`` these are the
+    weights of the backbone only, and the merge is judged and kept as both; a loss given is the backbone's.
 
     ``t`` counts iterations; ``inner`` counts the updates inside one, 0 for the completed iterate. ``scores`` (G, n) is
     the linear approximation ⟨∇ℓ(θ_t), s_i − θ_t⟩ the oracle compared *before* this iterate was made, ``task_scores``
@@ -284,6 +362,7 @@ class Step:
     granularity: Granularity = "model"
     coefficients: Tensor | None = None
     delta: Tensor | None = None
+    extension: Extension | None = None
     inner: int = 0
     loss: float | None = None
     gap: float | None = None

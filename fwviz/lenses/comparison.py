@@ -30,7 +30,7 @@ def comparison(
     Returns one row per run × task: ``run`` (id, else the fingerprint of the recipe), ``label``, ``method``,
     ``checkpoints`` (how many were merged), ``task``, ``task_title``, ``accuracy`` in [0, 1], ``normalised`` (÷ the
     task's own checkpoint's), ``base`` and ``individual`` accuracy, ``mean`` (of the run over its tasks), ``seconds``,
-    ``peak_memory_bytes``, ``bytes_read``.
+    ``peak_memory_bytes``, ``bytes_read``, ``stored_bytes`` (kept beside one model: experts, feature maps, router).
     """
     rows = []
     for trace in traces:
@@ -55,10 +55,11 @@ def comparison(
                     "seconds": trace.cost.seconds,
                     "peak_memory_bytes": trace.cost.peak_memory_bytes,
                     "bytes_read": trace.cost.bytes_read,
+                    "stored_bytes": trace.cost.stored_bytes,
                 }
             )
     columns = ["run", "label", "method", "checkpoints", "task", "task_title", "accuracy", "normalised"]
-    columns += ["base", "individual", "mean", "seconds", "peak_memory_bytes", "bytes_read"]
+    columns += ["base", "individual", "mean", "seconds", "peak_memory_bytes", "bytes_read", "stored_bytes"]
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -29,7 +29,7 @@ def results(
 
     Returns one row per series × task: ``series`` ("merged", "base", "individual", "average"), ``task``, ``task_title``,
     ``accuracy`` in [0, 1], ``loss`` (nats, merged only), ``count`` (samples, merged only), ``normalised`` (accuracy ÷
-    the task's own checkpoint's), ``split``.
+    the task's own checkpoint's), ``stored_bytes`` (what the merge keeps beside one model; merged only), ``split``.
     """
     titles = names.task_titles(trace.tasks, card)
     own = trace.reference.get("individual", {}).get(split, {})
@@ -46,11 +46,12 @@ def results(
             "loss": merged[task].loss if name == "merged" else math.nan,
             "count": merged[task].count if name == "merged" else math.nan,
             "normalised": values[task] / own[task] if own.get(task) else math.nan,
+            "stored_bytes": trace.cost.stored_bytes if name == "merged" else math.nan,
             "split": split,
         }
         for name, values in series.items()
         for task in trace.tasks
         if task in values
     ]
-    columns = ["series", "task", "task_title", "accuracy", "loss", "count", "normalised", "split"]
+    columns = ["series", "task", "task_title", "accuracy", "loss", "count", "normalised", "stored_bytes", "split"]
     return pd.DataFrame(rows, columns=columns)

@@ -14,10 +14,13 @@ from torch import Tensor
 
 from fwviz.registry import entry
 from fwviz.runs.assemble import Assembly, assemble
+from fwviz.runs.merged import save_parts
 from fwviz.runs.recipe import Recipe
 from fwviz.runs.runner import execute
 from fwviz.runs.trace import Trace
-from fwviz.types import FwvizError
+from fwviz.tasks.extended import stored_bytes
+from fwviz.tasks.heads import scaled_heads
+from fwviz.types import Extension, FwvizError
 
 ExportFormat = Literal["clip_model", "vision_model"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = ("clip_model", "vision_model")
@@ -26,13 +29,23 @@ VISION_PREFIXES = ("vision_model.", "visual_projection.")
 LOADERS: dict[ExportFormat, str] = {"clip_model": "CLIPModel", "vision_model": "CLIPVisionModelWithProjection"}
 
 
-def export_weights(source: Trace | Recipe, index: int, folder: Path | str, format: ExportFormat = "clip_model") -> Path:
+def export_weights(
+    source: Trace | Recipe,
+    index: int,
+    folder: Path | str,
+    format: ExportFormat = "clip_model",
+    *,
+    kept: Extension | None = None,
+) -> Path:
     """Write the merged model of one frame to a new or empty folder; a recipe is run first. Returns the folder.
 
     ``clip_model`` is the whole CLIP (merged image tower, the base's text tower), ``vision_model`` the image tower
     alone; both float32 and loadable by ``from_pretrained``. Tokenizer and preprocessor of the base are copied,
-    ``recipe.yaml`` and a model card ``README.md`` added. Raises FwvizError if the folder is not empty or the run has
-    no such frame.
+    ``recipe.yaml`` and a model card ``README.md`` added. Heads, experts and router lie beside it for
+    :func:`fwviz.runs.merged.load_merged`.
+
+    ``kept`` is the extension of the last iterate if the run store has it (:meth:`fwviz.runs.store.RunStore.extension`),
+    else the method is run again for it. Raises FwvizError if the folder is not empty or the run has no such frame.
     """
     target = Path(folder)
     if format not in EXPORT_FORMATS:
@@ -42,12 +55,16 @@ def export_weights(source: Trace | Recipe, index: int, folder: Path | str, forma
     if trace.status == "failed" and isinstance(source, Recipe):
         raise FwvizError(trace.note)
     assembly = assemble(trace.recipe)
-    theta = merged_weights(trace, index, assembly)
+    theta, extension = merged_parts(trace, index, assembly, kept)
     partial = target.with_name(target.name + ".partial")
     check_target(partial)
     _write_model(assembly, theta, partial, format)
+    heads = scaled_heads(assembly.pool.backbone(), assembly.pool.heads(trace.tasks))
+    weights = {task: head.weight.cpu() for task, head in heads.items()}
+    save_parts(partial, assembly.pool.card, assembly.problem.vectors.layout, weights, extension)
     (partial / "recipe.yaml").write_text(trace.recipe.to_yaml(), encoding="utf-8")
-    (partial / "README.md").write_text(model_card(trace, index, assembly, format), encoding="utf-8")
+    text = model_card(trace, index, assembly, format, extension)
+    (partial / "README.md").write_text(text, encoding="utf-8")
     if target.is_dir():
         target.rmdir()
     partial.replace(target)
@@ -61,23 +78,43 @@ def check_target(folder: Path) -> None:
 
 
 def merged_weights(trace: Trace, index: int, assembly: Assembly) -> Tensor:
-    """The merged weights θ (P,) float32 of one frame.
+    """The merged weights θ (P,) float32 of one frame; of a merge with experts those of its backbone.
 
     Linear merges are rebuilt from the recorded coefficients, others by running the method again up to that frame.
     """
+    if trace.frame(index).coefficients is not None:
+        return trace.theta(index, assembly.problem.vectors)
+    return merged_parts(trace, index, assembly)[0]
+
+
+def merged_parts(
+    trace: Trace, index: int, assembly: Assembly, kept: Extension | None = None
+) -> tuple[Tensor, Extension | None]:
+    """The merged weights θ (P,) float32 of one frame and what the merge has beside them.
+
+    Linear merges are rebuilt from the recorded coefficients, with ``kept`` as the extension of the last iterate; others
+    by running the method again.
+    """
     frame = trace.frame(index)
     vectors = assembly.problem.vectors
-    if frame.coefficients is not None:
-        return trace.theta(index, vectors)
+    last = trace.frame(-1)
+    known = kept if (frame.t, frame.inner) == (last.t, last.inner) else None
+    if frame.coefficients is not None and (known is not None or not frame.stored_bytes):
+        return trace.theta(index, vectors), known
     method = entry("methods", trace.recipe.method)
     with closing(method.run(assembly.problem, trace.recipe.method_settings())) as steps:
         for step in steps:
-            if (step.t, step.inner) == (frame.t, frame.inner) and step.delta is not None:
-                return vectors.base + step.delta
+            if (step.t, step.inner) == (frame.t, frame.inner):
+                if step.delta is not None:
+                    return vectors.base + step.delta, step.extension
+                if step.coefficients is not None:
+                    return vectors.combine(step.coefficients, vectors.layout.groups(step.granularity)), step.extension
     raise FwvizError(f"frame {index} of the run cannot be made again: the method no longer passes through it.")
 
 
-def model_card(trace: Trace, index: int, assembly: Assembly, format: ExportFormat) -> str:
+def model_card(
+    trace: Trace, index: int, assembly: Assembly, format: ExportFormat, extension: Extension | None = None
+) -> str:
     """The README.md of an export: what it is, how it was made, what it scores, how to load it."""
     card = assembly.pool.card
     frame = trace.frame(index)
@@ -91,6 +128,11 @@ def model_card(trace: Trace, index: int, assembly: Assembly, format: ExportForma
     lines += [*_accuracy_lines(trace, index), "## Make it again", "", "```", trace.recipe.cli_line(), "```", ""]
     lines += ["## Load it", "", "```python", f"from transformers import {LOADERS[format]}", ""]
     lines += [f'model = {LOADERS[format]}.from_pretrained("path/to/this/folder")', "```", ""]
+    if extension is not None:
+        lines += ["This is the backbone alone. The scores are those of backbone, router and experts together:", ""]
+        lines += ["```python", "from fwviz.runs.merged import load_merged", ""]
+        lines += ['model = load_merged("path/to/this/folder")', f'logits = model.logits(images, "{trace.tasks[0]}")']
+        lines += ["```", "", f"Router: {extension.router.kind}. {_parts_line(extension)}", ""]
     lines += ["Class scores are exp(logit_scale) · ⟨image features, class embedding⟩, both normalised. A class"]
     lines += ["embedding is the normalised mean of the normalised text features of its name in these prompts:", ""]
     for task in trace.tasks:
@@ -98,6 +140,11 @@ def model_card(trace: Trace, index: int, assembly: Assembly, format: ExportForma
     lines += ["", f"Base and checkpoints: pool `{card.id}` ({trace.pool_fingerprint}). Data of the tasks:", ""]
     lines += [f"- {task}: {card.task(task).source} ({card.task(task).licence})" for task in trace.tasks]
     return "\n".join(lines) + "\n"
+
+
+def _parts_line(extension: Extension) -> str:
+    kept = sorted({*extension.experts, *extension.maps})
+    return f"Kept beside the backbone: {stored_bytes(extension):,} bytes, for {', '.join(kept)}."
 
 
 def _accuracy_lines(trace: Trace, index: int) -> Iterator[str]:

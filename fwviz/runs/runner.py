@@ -22,7 +22,8 @@ from fwviz.runs.cost import Clock, MemoryWatch
 from fwviz.runs.recipe import Recipe
 from fwviz.runs.store import RunWriter
 from fwviz.runs.trace import Cost, Frame, Trace, matrix
-from fwviz.types import FwvizError, Score, Split, Status, Step, TaskVectors
+from fwviz.tasks.extended import stored_bytes
+from fwviz.types import Extension, FwvizError, Score, Split, Status, Step, TaskVectors
 
 FINAL_SPLITS: tuple[Split, ...] = ("test", "validation")
 INNER_FRAME_EVERY = 0.1  # seconds: inner updates are shown at most ten times a second
@@ -147,7 +148,9 @@ class _Session:
         self._filled: Step | None = None
         self._evaluation_seconds = 0.0
         self._evaluations = 0
-        self._judged: tuple[Tensor, dict[str, float], dict[str, float]] | None = None  # what was evaluated last
+        # What was evaluated last: coefficients, extension, accuracy and loss per task.
+        self._judged: tuple[Tensor, Extension | None, dict[str, float], dict[str, float]] | None = None
+        self._stored: tuple[Extension | None, int] = (None, 0)  # the last extension and its bytes
         self._evaluated_at = 0.0
         self._shown_at = 0.0
         self._bytes_before = 0
@@ -180,10 +183,16 @@ class _Session:
         if not self.trace.finished:
             closing = self._frame(self._last or Step(0), status=status, note=note, final=final or {})
             self._record(closing)
-            cost = Cost(closing.seconds, self._evaluation_seconds, closing.bytes_read, closing.peak_memory_bytes)
+            cost = Cost(
+                closing.seconds,
+                self._evaluation_seconds,
+                closing.bytes_read,
+                closing.peak_memory_bytes,
+                closing.stored_bytes,
+            )
             self.trace = replace(self.trace, frames=tuple(self._frames), status=status, note=closing.note, cost=cost)
             if self._writer is not None:
-                self._writer.finish(self.trace)
+                self._writer.finish(self.trace, None if self._last is None else self._last.extension)
         return self._frames[-1]
 
     def _begin(self, assembly: Assembly) -> None:
@@ -236,10 +245,12 @@ class _Session:
 
     def _quick(self, assembly: Assembly) -> tuple[dict[str, float], dict[str, float]]:
         now = self._last.coefficients if self._last is not None else None
-        if now is not None and self._judged is not None and torch.equal(now, self._judged[0]):
-            return self._judged[1:]  # an iterate that stayed where it was, or one shown before and after its gradients
+        extension = self._last.extension if self._last is not None else None
+        known = self._judged
+        if now is not None and known is not None and torch.equal(now, known[0]) and extension is known[1]:
+            return known[2:]  # an iterate that stayed where it was, or one shown before and after its gradients
         start = self._clock()
-        scores = assembly.evaluator.quick(self._weights(assembly))
+        scores = assembly.evaluator.quick(self._weights(assembly), extension=extension)
         self._evaluated_at = self._clock()
         self._evaluation_seconds += self._evaluated_at - start
         self._evaluations += 1
@@ -247,7 +258,7 @@ class _Session:
             if not math.isfinite(score.loss):
                 raise FwvizError(f"the merged model answers task {task!r} with not-a-number: lower the scale or step.")
         accuracy, task_loss = {t: s.accuracy for t, s in scores.items()}, {t: s.loss for t, s in scores.items()}
-        self._judged = None if now is None else (now, accuracy, task_loss)
+        self._judged = None if now is None else (now, extension, accuracy, task_loss)
         return accuracy, task_loss
 
     def _judge(self, assembly: Assembly) -> dict[Split, dict[str, Score]]:
@@ -262,7 +273,9 @@ class _Session:
         start = self._clock()
         final: dict[Split, dict[str, Score]] = {}
         for split in FINAL_SPLITS:
-            scores = assembly.evaluator.full(self._weights(assembly), split=split, should_stop=should_stop)
+            scores = assembly.evaluator.full(
+                self._weights(assembly), split=split, extension=self._last.extension, should_stop=should_stop
+            )
             if scores is None:
                 break
             final[split] = scores
@@ -297,6 +310,8 @@ class _Session:
         final: dict[Split, dict[str, Score]] | None = None,
     ) -> Frame:
         completed = step.inner == 0
+        if step.extension is not self._stored[0]:
+            self._stored = (step.extension, stored_bytes(step.extension))
         return Frame(
             index=len(self._frames),
             t=step.t,
@@ -315,6 +330,7 @@ class _Session:
             seconds=self._clock(),
             bytes_read=self._vectors.bytes_read - self._bytes_before if self._vectors is not None else 0,
             peak_memory_bytes=self._memory.peak_bytes,
+            stored_bytes=self._stored[1],
             status=status,
             note=note or step.note,
             final=final or {},

@@ -26,7 +26,8 @@ class Frame:
     ``granularity``, None when the merge is not linear. ``scores`` (G, n) and ``task_scores`` (per task) are the linear
     approximations the oracle compared before this iterate, on completed iterates only. ``accuracy`` in [0, 1] and
     ``task_loss`` in nats are measured on the quick subset of the validation split, empty when not evaluated.
-    ``seconds`` since the start, pauses excluded; ``bytes_read`` of checkpoints since the start.
+    ``seconds`` since the start, pauses excluded; ``bytes_read`` of checkpoints since the start; ``stored_bytes`` of
+    experts, feature maps and router that belong to the merge beside its weights.
 
     The last frame of a finished run repeats the last iterate, with the final ``status`` and, unless the run was told
     to stop at once, ``final``: split → task → full score.
@@ -49,6 +50,7 @@ class Frame:
     seconds: float = 0.0
     bytes_read: int = 0
     peak_memory_bytes: int = 0
+    stored_bytes: int = 0
     status: Status = "running"
     note: str = ""
     final: dict[Split, dict[str, Score]] = field(default_factory=dict)
@@ -109,13 +111,15 @@ class Cost:
     """What a run cost: wall seconds (pauses excluded), of these seconds spent judging, bytes of checkpoints read.
 
     ``peak_memory_bytes`` is the highest memory above that at the start: allocated memory on cuda, else resident
-    memory of the whole process (so runs beside each other count into one another).
+    memory of the whole process (so runs beside each other count into one another). ``stored_bytes`` is what the merge
+    keeps beside one model's weights: experts, feature maps and router.
     """
 
     seconds: float = 0.0
     evaluation_seconds: float = 0.0
     bytes_read: int = 0
     peak_memory_bytes: int = 0
+    stored_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -194,6 +198,7 @@ class Trace:
         Accuracy columns are named ``accuracy/<task>`` and ``task_loss/<task>``, NaN where a frame was not evaluated.
         """
         columns = ["index", "t", "inner", "seconds", "loss", "gap", "step_size", "bytes_read", "peak_memory_bytes"]
+        columns += ["stored_bytes"]
         rows = []
         for frame in self.frames:
             row: dict[str, Any] = {name: getattr(frame, name) for name in columns}

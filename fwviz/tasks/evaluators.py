@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from fwviz.backbones.family import Backbone
 from fwviz.tasks.batches import passes
 from fwviz.tasks.data import load_split, stratified_subset
+from fwviz.tasks.extended import extended_features
 from fwviz.tasks.heads import scaled_heads
-from fwviz.types import FwvizError, PoolCard, Score, Split
+from fwviz.types import Extension, FwvizError, PoolCard, Score, Split
 
 QUICK_SPLIT: Split = "validation"
 QUICK_COUNT = 64
@@ -60,40 +61,68 @@ class Evaluator:
         self._chunk = backbone.chunk if chunk is None else chunk
 
     @overload
-    def quick(self, theta: Tensor, *, should_stop: None = None) -> dict[str, Score]: ...
+    def quick(
+        self, theta: Tensor, *, extension: Extension | None = None, should_stop: None = None
+    ) -> dict[str, Score]: ...
 
     @overload
-    def quick(self, theta: Tensor, *, should_stop: Callable[[], bool]) -> dict[str, Score] | None: ...
+    def quick(
+        self, theta: Tensor, *, extension: Extension | None = None, should_stop: Callable[[], bool]
+    ) -> dict[str, Score] | None: ...
 
-    def quick(self, theta: Tensor, *, should_stop: Callable[[], bool] | None = None) -> dict[str, Score] | None:
-        """Task → score of θ (P,) on the quick subset of the validation split, for every live step."""
+    def quick(
+        self, theta: Tensor, *, extension: Extension | None = None, should_stop: Callable[[], bool] | None = None
+    ) -> dict[str, Score] | None:
+        """Task → score of θ (P,) on the quick subset of the validation split, for every live step.
+
+        With an ``extension`` it is the score of backbone θ, router and experts together.
+        """
         if self._quick is None:
             self._quick = {task: self._subset(task) for task in self.tasks}
         with self._backbone.lock:
+            if extension is not None:
+                return self._extended_scores(theta, extension, self._quick, should_stop)
             self._load(theta)
             return self._scores(self._quick, should_stop)
 
     @overload
-    def full(self, theta: Tensor, split: Split = "test", *, should_stop: None = None) -> dict[str, Score]: ...
+    def full(
+        self, theta: Tensor, split: Split = "test", *, extension: Extension | None = None, should_stop: None = None
+    ) -> dict[str, Score]: ...
 
     @overload
     def full(
-        self, theta: Tensor, split: Split = "test", *, should_stop: Callable[[], bool]
+        self,
+        theta: Tensor,
+        split: Split = "test",
+        *,
+        extension: Extension | None = None,
+        should_stop: Callable[[], bool],
     ) -> dict[str, Score] | None: ...
 
     def full(
-        self, theta: Tensor, split: Split = "test", *, should_stop: Callable[[], bool] | None = None
+        self,
+        theta: Tensor,
+        split: Split = "test",
+        *,
+        extension: Extension | None = None,
+        should_stop: Callable[[], bool] | None = None,
     ) -> dict[str, Score] | None:
-        """Task → score of θ (P,) on a whole split."""
+        """Task → score of θ (P,), or of backbone θ, router and experts together, on a whole split."""
         scores: dict[str, Score] = {}
         with self._backbone.lock:
-            self._load(theta)
+            if extension is None:
+                self._load(theta)
             # One task at a time, so that a stop also comes between two splits that must be decoded.
             for task, card in self._cards.items():
                 if should_stop is not None and should_stop():
                     return None
                 data = load_split(self._card, card, split)
-                part = self._scores({task: (data.inputs, data.labels)}, should_stop)
+                samples = {task: (data.inputs, data.labels)}
+                if extension is None:
+                    part = self._scores(samples, should_stop)
+                else:
+                    part = self._extended_scores(theta, extension, samples, should_stop)
                 if part is None:
                     return None
                 scores |= part
@@ -133,3 +162,26 @@ class Evaluator:
             name: Score(correct[k].item() / count, losses[k].item() / count, count)
             for k, (name, count) in enumerate(zip(names, counts, strict=True))
         }
+
+    @torch.no_grad()
+    def _extended_scores(
+        self,
+        theta: Tensor,
+        extension: Extension,
+        samples: Mapping[str, tuple[Tensor, Tensor]],
+        should_stop: Callable[[], bool] | None,
+    ) -> dict[str, Score] | None:
+        """Scores of a merge of several parts; an input may be routed to the expert of any task."""
+        inputs = {task: part for task, (part, _) in samples.items()}
+        features = extended_features(
+            self._backbone, theta, extension, inputs, chunk=self._chunk, should_stop=should_stop
+        )
+        if features is None:
+            return None
+        scores = {}
+        for task, (_, labels) in samples.items():
+            logits = self._heads[task].logits(features[task].to(self._backbone.device)).cpu()
+            correct = int((logits.argmax(dim=-1) == labels).sum())
+            loss = float(F.cross_entropy(logits, labels, reduction="sum"))
+            scores[task] = Score(correct / len(labels), loss / len(labels), len(labels))
+        return scores
