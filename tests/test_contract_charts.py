@@ -203,6 +203,46 @@ def pairs(value: str, names: Names) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def spectrum_map(names: Names) -> pd.DataFrame:
+    side = 64 if len(names[2]) > 100 else 16
+    f = np.arange(side) * 2 / side - 1
+    rows = [
+        {"fy": y, "fx": x, "amplitude": -3 - np.hypot(x, y), "cutoff": 0.3, "checkpoint": names[1][0], "tensor": "w"}
+        for y in f
+        for x in f
+    ]
+    return pd.DataFrame(rows)
+
+
+def spectrum_profile(names: Names) -> pd.DataFrame:
+    rows = [
+        {
+            "group": "model",
+            "matrices": 3,
+            "checkpoint": c,
+            "task": c if c in names[0] else None,
+            "cutoff": 0.3,
+            "frequency": (k + 0.5) / 32,
+            "high": (k + 1) / 32,
+            "amplitude": (1 + i) * 1e-3 / (k + 1),
+            "share_below": ((k + 1) / 32) ** (1 / (i + 1)),
+            "white": ((k + 1) / 32) ** 2,
+            "removed": 0.1,
+        }
+        for i, c in enumerate(names[1])
+        for k in range(32)
+    ]
+    return pd.DataFrame(rows).astype({"task": pd.CategoricalDtype(names[0])})
+
+
+def spectrum_variance(names: Names) -> pd.DataFrame:
+    k = np.arange(32)
+    table = pd.DataFrame({"low": k / 32, "high": (k + 1) / 32, "frequency": (k + 0.5) / 32, "variance": 1e-6 / (k + 1)})
+    return table.assign(
+        cutoff=0.3, coefficients=100, interference=1e-7, interference_filtered=7e-8, ratio=0.7, energy_kept=0.8
+    )
+
+
 # Every chart, a table for it, and the columns whose numbers it draws.
 FEEDS: dict[str, tuple[Callable[[Names], pd.DataFrame], tuple[str, ...]]] = {
     "lmo_bars": (lmo, ("score",)),
@@ -214,6 +254,10 @@ FEEDS: dict[str, tuple[Callable[[Names], pd.DataFrame], tuple[str, ...]]] = {
     "accuracy_bars": (results, ("accuracy",)),
     "comparison": (comparison, ("accuracy",)),
     "coefficients_bars": (coefficients, ("coefficient",)),
+    "spectrum_map": (spectrum_map, ("amplitude",)),
+    "spectrum_profile": (spectrum_profile, ("amplitude",)),
+    "energy_share": (spectrum_profile, ("share_below",)),
+    "spectrum_variance": (spectrum_variance, ("variance",)),
     "weights_map": (weights_map, ("coefficient",)),
     "weights_by_type": (weights_by_type, ("mean",)),
     "magnitudes": (magnitudes, ("median",)),

@@ -1,0 +1,124 @@
+"""The lenses of the Spectrum tab on the tiny pool, and on waves written into it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fwviz.lenses.spectrum_map import spectrum_map
+from fwviz.lenses.spectrum_profile import spectrum_profile
+from fwviz.lenses.spectrum_variance import spectrum_variance
+from fwviz.runs.assemble import Assembly
+from fwviz.space.spectra import matrices
+from fwviz.space.spectrum import amplitude as amplitude_of
+from fwviz.space.spectrum import energy_share_below, high_pass, variance_between
+from fwviz.space.vectors import ResidentTaskVectors
+from fwviz.types import FwvizError
+
+TENSOR = "vision_model.encoder.layers.0.mlp.fc1.weight"
+
+
+@pytest.fixture
+def wave(assembly: Assembly) -> tuple[Assembly, int, int, int, int]:
+    """The assembly with one wave of 5 periods down and 3 across written into the first checkpoint's matrix."""
+    vectors = assembly.problem.vectors
+    shape = vectors.layout.shapes[vectors.layout.names.index(TENSOR)]
+    start = vectors.layout.offsets[vectors.layout.names.index(TENSOR)]
+    height, width = shape
+    matrix = torch.zeros(vectors.n, vectors.layout.size)
+    y, x = torch.arange(height)[:, None], torch.arange(width)[None, :]
+    wave = torch.cos(2 * math.pi * (5 * y / height + 3 * x / width))
+    matrix[0, start : start + height * width] = wave.flatten()
+    made = ResidentTaskVectors(vectors.layout, vectors.names, vectors.base, matrix)
+    return replace(assembly, problem=replace(assembly.problem, vectors=made)), height, width, 5, 3
+
+
+def test_the_map_shows_a_wave_at_its_place_and_its_mirror(wave: tuple[Assembly, int, int, int, int]) -> None:
+    assembly, height, width, down, across = wave
+    table = spectrum_map(assembly, tensor=TENSOR, size=128)
+    assert len(table) == min(height, 128) * min(width, 128)
+    peaks = table[table["amplitude"] > table["amplitude"].max() - 1]
+    fy, fx = 2 * down / height, 2 * across / width
+    found = sorted(zip(peaks["fy"].round(6), peaks["fx"].round(6), strict=True))
+    assert found == sorted([(round(fy, 6), round(fx, 6)), (round(-fy, 6), round(-fx, 6))])
+    assert peaks["frequency"].to_numpy() == pytest.approx(math.sqrt((fy**2 + fx**2) / 2))
+    assert 10 ** float(peaks["amplitude"].iloc[0]) == pytest.approx(math.sqrt(height * width) / 2, rel=1e-4)
+    rho = float(peaks["frequency"].iloc[0])
+    for cutoff, kept in ((rho - 0.01, True), (rho + 0.01, False)):
+        table = spectrum_map(assembly, tensor=TENSOR, size=128, cutoff=cutoff)
+        assert bool(table.loc[table["amplitude"].idxmax(), "kept"]) is kept
+
+
+def test_a_bounded_map_keeps_the_place(wave: tuple[Assembly, int, int, int, int]) -> None:
+    assembly, height, width, down, across = wave
+    table = spectrum_map(assembly, tensor=TENSOR, size=8)
+    assert len(table) == 64
+    peak = table.loc[table["amplitude"].idxmax()]
+    assert abs(abs(peak["fy"]) - 2 * down / height) <= 1 / 8 + 1e-9
+    assert abs(abs(peak["fx"]) - 2 * across / width) <= 1 / 8 + 1e-9
+
+
+def test_the_map_chooses_and_refuses(assembly: Assembly) -> None:
+    table = spectrum_map(assembly)
+    assert table["checkpoint"].iloc[0] == assembly.problem.vectors.names[0]
+    assert "layers.0.mlp" in table["tensor"].iloc[0]
+    for words, options in (
+        ("nobody", {"checkpoint": "nobody"}),
+        ("no weight matrix", {"tensor": TENSOR.replace("weight", "bias")}),
+        ("no.such", {"tensor": "no.such"}),
+        ("cutoff", {"cutoff": 1.5}),
+        ("size", {"size": 1000}),
+    ):
+        with pytest.raises(FwvizError, match=words):
+            spectrum_map(assembly, **options)  # type: ignore[arg-type]
+
+
+def test_the_profile_adds_up_to_the_task_vector(assembly: Assembly) -> None:
+    vectors = assembly.problem.vectors
+    table = spectrum_profile(assembly, group="block.0", cutoff=0.4, bins=10)
+    groups = vectors.layout.groups("layer")
+    start, stop = list(groups.ranges())[groups.names.index("block.0")]
+    found = matrices(vectors.layout, start, stop)
+    assert set(table["matrices"]) == {len(found)}
+    for i, name in enumerate(vectors.names):
+        rows = table[table["checkpoint"] == name]
+        tau = [vectors.vector(i)[m.start : m.stop].view(m.shape) for m in found]
+        energies = [float(m.square().sum()) for m in tau]
+        assert rows["energy"].sum() == pytest.approx(sum(energies), rel=1e-4)
+        assert rows["share_below"].iloc[-1] == pytest.approx(1.0)
+        assert (rows["share_below"].diff().dropna() >= 0).all()
+        low = [
+            float(energy_share_below(amplitude_of(m), m.shape[1], torch.tensor([0.4]))[0]) * e
+            for m, e in zip(tau, energies, strict=True)
+        ]
+        assert rows["removed"].iloc[0] == pytest.approx(sum(low) / sum(energies), rel=1e-3, abs=1e-5)
+    assert table["white"].max() == pytest.approx(1.0)
+    assert list(table["task"].cat.categories) == list(assembly.recipe.tasks)
+
+
+def test_the_interference_is_that_of_the_filtered_task_vectors(assembly: Assembly) -> None:
+    vectors = assembly.problem.vectors
+    found = matrices(vectors.layout, 0, vectors.layout.size)
+    table = spectrum_variance(assembly, cutoff=0.35)
+
+    def measured(cutoff: float) -> float:
+        models = (
+            {m.name: high_pass(vectors.vector(i)[m.start : m.stop].view(m.shape), cutoff) for m in found}
+            for i in range(vectors.n)
+        )
+        values = variance_between(models)
+        return sum(values.values()) / len(values)
+
+    assert table["interference"].iloc[0] == pytest.approx(measured(0.0), rel=1e-4)
+    assert table["interference_filtered"].iloc[0] == pytest.approx(measured(0.35), rel=1e-3)
+    assert 0 < table["ratio"].iloc[0] < 1
+    assert 0 < table["energy_kept"].iloc[0] < 1
+    np.testing.assert_allclose(table["frequency"], (table["low"] + table["high"]) / 2)
+    assert spectrum_variance(assembly, cutoff=0.0)["ratio"].iloc[0] == 1.0
+    one = replace(assembly, problem=replace(assembly.problem, vectors=vectors.subset([0])))
+    with pytest.raises(FwvizError, match="at least two"):
+        spectrum_variance(one)
