@@ -116,6 +116,14 @@ class Entry:
     def doc(self) -> str:
         return inspect.cleandoc(self.run.__doc__ or "")
 
+    def data_for(self, settings: Any) -> str:
+        """What the method needs with these settings: "none", "labels" or "inputs"; see :func:`merge_method`."""
+        if getattr(settings, "loss", "") == "entropy":
+            return "inputs"
+        if self.facts["data"] == "none" and getattr(settings, "scale_search", "off") != "off":
+            return "labels"
+        return str(self.facts["data"])
+
 
 _REGISTRIES: dict[str, dict[str, Entry]] = {"methods": {}, "lenses": {}, "charts": {}}
 _scanned: set[str] = set()
@@ -135,7 +143,8 @@ def merge_method(
 ) -> Callable[..., Any]:
     """Register a generator ``(Problem, Settings) -> Iterator[Step]`` as a merge method.
 
-    ``data`` is what it needs: "none", "labels" (calibration) or "inputs" (unlabelled). ``convex`` says that with its
+    ``data`` is what it needs with its default settings: "none", "labels" (calibration) or "inputs" (unlabelled).
+    ``convex`` says that with its
     default settings copies of one checkpoint merge to that checkpoint's segment to the base.
     """
     return _decorator(

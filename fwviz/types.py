@@ -134,8 +134,8 @@ class TaskVectors(Protocol):
         """τᵢ as a new flat (P,) float32 tensor."""
         ...
 
-    def block(self, start: int, stop: int) -> Tensor:
-        """τ[:, start:stop] of all checkpoints: a new (n, stop − start) float32 tensor beside the base."""
+    def block(self, start: int, stop: int, rows: Sequence[int] | None = None) -> Tensor:
+        """τᵢ in [start, stop) of some checkpoints, all if None: a new (len(rows), stop − start) float32 tensor."""
         ...
 
     def subset(self, indices: Sequence[int]) -> TaskVectors:
@@ -353,7 +353,8 @@ class Step:
     is given by ``delta`` (P,) = θ − θ₀, borrowed until the generator is advanced. With an ``extension`` these are the
     weights of the backbone only, and the merge is judged and kept as both; a loss given is the backbone's.
 
-    ``t`` counts iterations; ``inner`` counts the updates inside one, 0 for the completed iterate. ``scores`` (G, n) is
+    ``t`` counts iterations; ``inner`` counts the updates inside one, 0 for the completed iterate. A ``landmark`` is an
+    inner update that belongs to the record: it is kept and judged whether or not anybody looks. ``scores`` (G, n) is
     the linear approximation ⟨∇ℓ(θ_t), s_i − θ_t⟩ the oracle compared *before* this iterate was made, ``task_scores``
     the same per task. ``vertices`` are the chosen checkpoints, per group for a layer-wise oracle.
     """
@@ -373,6 +374,7 @@ class Step:
     in_hull: bool | None = None
     status: Status = "running"
     note: str = ""
+    landmark: bool = False
 
 
 # --- pools --------------------------------------------------------------------------------------

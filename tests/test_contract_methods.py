@@ -25,7 +25,14 @@ from tests.toy import toy_problem
 
 NAMES = list(entries("methods"))
 # Enough of each method to exercise it; a value is used only where the method has such a setting.
-SHORT: dict[str, Any] = {"max_steps": 2, "inner_updates": 3, "official_updates": 3, "trials": 4, "updates": 4}
+SHORT: dict[str, Any] = {
+    "max_steps": 2,
+    "inner_updates": 3,
+    "official_updates": 3,
+    "trials": 4,
+    "scale_points": 3,
+    "updates": 4,
+}
 
 
 @pytest.fixture(params=NAMES)
@@ -234,6 +241,26 @@ def test_each_file_registers_one_method_named_like_it() -> None:
         marked = [f.name for f in functions if any("merge_method" in ast.unparse(d) for d in f.decorator_list)]
         assert marked == [name]
         assert inspect.isgeneratorfunction(entries("methods")[name].run)
+
+
+def test_a_searched_scale_is_the_best_of_its_curve(method: Entry, problem: Problem) -> None:
+    assert method.settings is not None
+    names = {spec.name for spec in describe_settings(method.settings)}
+    if "scale" not in names:
+        pytest.skip("the method has no global scale")
+    settings = short(method, scale_search="calibration")
+    assert method.data_for(settings) == "labels"
+    *trials, last = copied(method.run(problem, settings))
+    assert [step.inner for step in trials] == [1, 2, 3]
+    assert all(step.landmark for step in trials)
+    for step in (*trials, last):
+        loss = float(problem.objective.losses(theta_of(problem, step)).mean())
+        assert loss == pytest.approx(step.loss, rel=1e-4)
+    assert last.loss == min(step.loss for step in trials if step.loss is not None)
+    assert last.step_size in [step.step_size for step in trials if step.loss == last.loss]
+    given = copied(method.run(problem, short(method, scale=last.step_size)))[-1]
+    torch.testing.assert_close(theta_of(problem, given), theta_of(problem, last))
+    assert (given.coefficients is None) == (last.coefficients is None)
 
 
 def test_data_free_methods_never_look_at_data(method: Entry) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
-from fwviz.registry import merge_method, setting
+from fwviz.methods import _scale
+from fwviz.registry import merge_method
 from fwviz.types import Problem, Step
 
 
@@ -15,7 +14,10 @@ from fwviz.types import Problem, Step
 class Settings:
     """One scale for all task vectors."""
 
-    scale: float = setting(0.3, "Coefficient of every task vector; 0.29 in the language benchmarks.", low=0.0, high=2.0)
+    scale: float = _scale.scale_setting(0.3, "Coefficient of every task vector; 0.29 in the language benchmarks.")
+    scale_search: str = _scale.search_setting()
+    scale_points: int = _scale.points_setting()
+    scale_most: float = _scale.most_setting(1.0)
 
 
 @merge_method(
@@ -28,17 +30,9 @@ class Settings:
 def task_arithmetic(problem: Problem, settings: Settings) -> Iterator[Step]:
     """The base plus the scaled sum of the task vectors: θ = θ₀ + scale·Σᵢ τᵢ.
 
-    Args: ``problem`` with n checkpoints; its objective is not used. Yields one Step with coefficients (1, n).
+    Args: ``problem`` with n checkpoints; its objective is used only to search the scale. Yields one Step with
+    coefficients (1, n), before it one for each scale tried.
     The result leaves the hull of base and checkpoints as soon as scale·n > 1.
     Reference: Ilharco et al. (2023), arXiv:2212.04089, eq. 1; scale 0.3 as in FW-Merging's baselines.
     """
-    n = problem.vectors.n
-    total = settings.scale * n
-    yield Step(
-        t=0,
-        granularity="model",
-        coefficients=torch.full((1, n), settings.scale),
-        in_hull=total <= 1.0 + 1e-6,
-        status="converged",
-        note=f"{n} task vectors with coefficient {settings.scale:g} each, {total:.3g} in sum",
-    )
+    yield from _scale.scaled_sum(problem, settings, f"the sum of {problem.vectors.n} task vectors")

@@ -70,7 +70,7 @@ def assemble(recipe: Recipe, *, check: Callable[[], None] | None = None) -> Asse
 
 
 def _wants_inputs(recipe: Recipe) -> bool:
-    return entry("methods", recipe.method).facts["data"] == "inputs" or recipe.settings.get("loss") == "entropy"
+    return entry("methods", recipe.method).data_for(recipe.method_settings()) == "inputs"
 
 
 def pool_fingerprint(card: PoolCard) -> str:

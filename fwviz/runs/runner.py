@@ -103,7 +103,8 @@ def run(
 ) -> Generator[Frame, None, Trace]:
     """Run a recipe, yielding a Frame per completed iterate, inner updates at up to ten a second, and a closing frame.
 
-    Without ``live`` the inner updates are neither shown nor judged, which takes nobody's time where nobody looks.
+    Without ``live`` inner updates that are no landmarks are neither shown nor judged, which takes nobody's time where
+    nobody looks.
 
     The closing frame carries the final status and the full scores of the last iterate. Problems (FwvizError, a loss
     that is not finite, memory) end the run with status "failed" and one sentence in ``note``. Closing the generator
@@ -207,9 +208,8 @@ class _Session:
         with contextlib.closing(steps):
             for step in steps:
                 _check_finite(step)
-                shown = step.inner == 0 or (
-                    self._live and (not self._frames or self._due(INNER_FRAME_EVERY, self._shown_at))
-                )
+                kept = step.inner == 0 or step.landmark
+                shown = kept or (self._live and (not self._frames or self._due(INNER_FRAME_EVERY, self._shown_at)))
                 if step.coefficients is not None:
                     self._last = replace(step, coefficients=step.coefficients.clone())
                 elif shown:  # a borrowed delta is kept as weights, of the steps that are recorded only
@@ -237,8 +237,8 @@ class _Session:
         return self._clock() - last >= every
 
     def _affordable(self, step: Step) -> bool:
-        """Completed iterates are always evaluated; inner updates while evaluation keeps to its share of the time."""
-        if step.inner == 0 or not self._evaluations:
+        """Iterates and landmarks are always evaluated; others while evaluation keeps to its share of the time."""
+        if step.inner == 0 or step.landmark or not self._evaluations:
             return True
         expected = self._evaluation_seconds * (1 + 1 / self._evaluations)
         return self._due(INNER_EVALUATION_EVERY, self._evaluated_at) and expected <= EVALUATION_SHARE * self._clock()

@@ -13,7 +13,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from threading import Barrier
+from threading import Barrier, Lock
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,9 @@ from fwviz.types import FwvizError, Groups, ParamLayout
 # cent and its lock free for other threads; larger ones fall out of the cache (measured by fwviz.bench.kernels).
 _ROWS, _COLUMNS = 8, 1 << 17
 _CUDA_COLUMNS = 1 << 22
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 # One range of a block that lies in one group: start, stop, group, row of the partial sums.
 _Piece = tuple[int, int, int, int]
@@ -45,12 +49,21 @@ class _Scratch:
             self._buffers[use] = torch.empty(rows, self.columns, dtype=dtype, device=self.device)
         return self._buffers[use]
 
+    def lend(self, use: str, buffer: Tensor) -> None:
+        """Use ``buffer`` instead of one of our own."""
+        self._buffers[use] = buffer
+
 
 class _Meter:
     """Bytes of checkpoint data read, shared by a storage and its subsets."""
 
     def __init__(self) -> None:
         self.bytes = 0
+        self._lock = Lock()
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self.bytes += count
 
 
 class _TaskVectors(ABC):
@@ -210,18 +223,23 @@ class _TaskVectors(ABC):
         self._run(work, blocks)
         return out
 
-    def block(self, start: int, stop: int) -> Tensor:
-        """τ[:, start:stop] of all checkpoints as a new (n, stop − start) float32 tensor beside the base."""
+    def block(self, start: int, stop: int, rows: Sequence[int] | None = None) -> Tensor:
+        """τᵢ in [start, stop) of some checkpoints, all if None: a new (len(rows), stop − start) float32 tensor.
+
+        May be called from several threads at once.
+        """
         if not 0 <= start <= stop <= self.layout.size:
             raise ValueError(f"[{start}, {stop}) does not lie in the {self.layout.size} parameters of the layout")
-        out = torch.empty(self.n, stop - start, device=self.base.device)
-        scratch = _Scratch(min(max(stop - start, 1), self._columns), self.base.device)
-        for first in range(start, stop, scratch.columns):
-            last = min(first + scratch.columns, stop)
-            for row, rows in _row_blocks(range(self.n)):
-                target = out[row : row + len(rows), first - start : last - start]
-                target.copy_(self._load(rows, first, last, scratch, weights=False))
-        self._meter.bytes += scratch.bytes_read
+        chosen = range(self.n) if rows is None else rows
+        out = torch.empty(len(chosen), stop - start, device=self.base.device)
+        scratch = _Scratch(stop - start, self.base.device)
+        for first, some in _row_blocks(chosen):
+            part = out[first : first + len(some)]
+            scratch.lend("block", part)  # so that most of what is loaded lies in its place already
+            loaded = self._load(some, start, stop, scratch, weights=False)
+            if loaded.data_ptr() != part.data_ptr():
+                part.copy_(loaded)
+        self._meter.add(scratch.bytes_read)
         return out
 
     # --- how a sweep over all blocks runs ---------------------------------------------------------
@@ -266,10 +284,17 @@ class _TaskVectors(ABC):
 
         threads = min(torch.get_num_threads(), len(blocks)) if self.base.device.type == "cpu" else 1
         if threads == 1:
-            self._meter.bytes += drain()
+            self._meter.add(drain())
         else:
             pool = _workers(os.getpid(), torch.get_num_threads())
-            self._meter.bytes += sum([future.result() for future in [pool.submit(drain) for _ in range(threads)]])
+            self._meter.add(sum([future.result() for future in [pool.submit(drain) for _ in range(threads)]]))
+
+
+def in_parallel(work: Callable[[Item], Result], items: Sequence[Item], device: torch.device) -> list[Result]:
+    """[work(item) for item in items], on as many threads as torch may use; each runs torch on one thread."""
+    if device.type != "cpu" or min(torch.get_num_threads(), len(items)) <= 1:
+        return [work(item) for item in items]
+    return list(_workers(os.getpid(), torch.get_num_threads()).map(work, items))
 
 
 @lru_cache(maxsize=4)

@@ -39,6 +39,16 @@ def recipe(pool: Path, method: str = "fw_soft", **settings: Any) -> Recipe:
     )
 
 
+def test_landmarks_are_kept_and_judged_without_a_live_view(tiny_pool_path: Path) -> None:
+    """The trials of a scale search are the curve a run is made for; other inner updates are not recorded."""
+    trace = execute(recipe(tiny_pool_path, "task_arithmetic", scale_search="calibration", scale_points=4))
+    trials = [frame for frame in trace.frames if frame.inner]
+    assert [frame.step_size for frame in trials] == [0.25, 0.5, 0.75, 1.0]
+    assert all(frame.accuracy and frame.loss for frame in trials)
+    assert len(trace.iterates()) == 1
+    assert not any(frame.inner for frame in execute(recipe(tiny_pool_path, "fw_soft", max_steps=1)).frames)
+
+
 @dataclasses.dataclass(frozen=True)
 class Slow:
     """Settings of the slow method."""

@@ -1,0 +1,52 @@
+"""What TIES, DARE and DELLA share: after the transform elect a sign per coordinate and merge what has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fwviz.space.blocks import Blocks, Piece
+from fwviz.space.sparsify import cancelled, disjoint_merge, elect_sign
+
+ZERO_SIGNS = ("majority", "plus")
+ZERO_SIGN_HELP = (
+    "Sign of a coordinate whose entries cancel out exactly: that of most coordinates, as in the released code of TIES, "
+    "or plus, as in mergekit."
+)
+MERGES = ("mean", "sum")
+MERGE_HELP = "Of the entries that have the elected sign take the mean or the sum."
+
+# Changes a block (n, C) in place and gives it back; the same for the same piece every time.
+Transform = Callable[[Tensor, Piece], Tensor]
+
+
+def resolved(blocks: Blocks, transform: Transform, pieces: Sequence[Piece], merge: str, zero_sign: str) -> Tensor:
+    """δ (P,): per coordinate the mean or sum of the transformed entries whose sign is γ_p = sgn(Σᵢ τ̂ᵢ,p).
+
+    Where the sum is 0 although there are entries, γ_p is sgn(Σ_p γ_p) or +1. The former is known after a pass only,
+    so the few pieces that need it are done again.
+    """
+    votes: list[float] = []
+    undecided: list[Piece] = []
+
+    def work(block: Tensor, piece: Piece) -> Tensor:
+        kept = transform(block, piece)
+        sign = elect_sign(kept)
+        votes.append(float(sign.sum()))
+        if cancelled(kept, sign):
+            undecided.append(piece)
+        return disjoint_merge(kept, sign, merge)
+
+    delta = blocks.merge(work, pieces)
+    majority = 1.0 if zero_sign == "plus" else float((sum(votes) > 0) - (sum(votes) < 0))
+
+    def decided(block: Tensor, piece: Piece) -> Tensor:
+        kept = transform(block, piece)
+        sign = elect_sign(kept)
+        return disjoint_merge(kept, torch.where(sign == 0, majority, sign), merge)
+
+    if majority:
+        blocks.merge_into(delta, decided, undecided)
+    return delta
