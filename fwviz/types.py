@@ -219,15 +219,27 @@ class Probe(Protocol):
         ...
 
     def squared_gradients(
-        self, theta: Tensor, task: str, *, count: int | None = None, generator: torch.Generator | None = None
+        self,
+        theta: Tensor,
+        task: str,
+        *,
+        count: int | None = None,
+        passes: int | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Diagonal of the Fisher information, mean over samples of Σ_c p_c·(∂ log p_c / ∂θ)²: (P,) float32, CPU."""
+        """Diagonal of the Fisher information, mean over samples of Σ_c p_c·(∂ log p_c / ∂θ)²: (P,) float32, CPU.
+
+        Exact, or with at most ``passes`` backward passes per sample an estimate that is right in the mean.
+        """
         ...
 
     def input_grams(
         self, theta: Tensor, task: str, *, count: int | None = None, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Σ xᵀx over all tokens of the samples, x the inputs of each linear weight: name → (in, in) float32."""
+        """Σ xᵀx over all tokens of the samples, x the inputs of each linear weight: name → (in, in) float32.
+
+        Weights that read the same input share one tensor.
+        """
         ...
 
 

@@ -7,7 +7,7 @@ takes texts of equal length together. So no work is done for padding, and no mas
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fwviz.backbones.clip_config import read_json
+from fwviz.backbones.family import Watch
 from fwviz.types import FwvizError
 
 PREFIXES = ("", "bert.", "roberta.")
@@ -146,7 +147,13 @@ class Packed:
         return vectors[torch.argsort(self.order)]
 
 
-def encode_packed(tokens: Tensor, tensors: Mapping[str, Tensor], shape: BertShape, prefix: str = "") -> Packed:
+def encode_packed(
+    tokens: Tensor,
+    tensors: Mapping[str, Tensor],
+    shape: BertShape,
+    prefix: str = "",
+    watch: Watch | None = None,
+) -> Packed:
     """Token ids (B, T) int, −1 behind the end of a text → its last hidden states.
 
     Every text has at least one token. Equal to the encoder of transformers under an attention mask, up to rounding.
@@ -166,8 +173,10 @@ def encode_packed(tokens: Tensor, tensors: Mapping[str, Tensor], shape: BertShap
     def get(name: str) -> Tensor:
         return tensors[prefix + name]
 
-    def linear(x: Tensor, name: str) -> Tensor:
-        return F.linear(x, get(f"{name}.weight"), get(f"{name}.bias"))
+    def linear(x: Tensor, *names: str) -> Iterator[Tensor]:
+        if watch is not None:
+            watch([f"{prefix}{name}.weight" for name in names], x)
+        return (F.linear(x, get(f"{name}.weight"), get(f"{name}.bias")) for name in names)
 
     def norm(x: Tensor, name: str) -> Tensor:
         return F.layer_norm(x, (shape.width,), get(f"{name}.weight"), get(f"{name}.bias"), shape.eps)
@@ -177,11 +186,11 @@ def encode_packed(tokens: Tensor, tensors: Mapping[str, Tensor], shape: BertShap
     x = norm(x + get("embeddings.token_type_embeddings.weight")[0], "embeddings.LayerNorm")
     for index in range(shape.depth):
         block = f"encoder.layer.{index}."
-        q, k, v = (linear(x, f"{block}attention.self.{name}") for name in ("query", "key", "value"))
+        q, k, v = linear(x, *(f"{block}attention.self.{name}" for name in ("query", "key", "value")))
         mixed = torch.cat([_attend(q, k, v, span, shape.heads) for span in spans])
-        x = norm(x + linear(mixed, f"{block}attention.output.dense"), f"{block}attention.output.LayerNorm")
-        inner = F.gelu(linear(x, f"{block}intermediate.dense"), approximate=_ACTIVATIONS[shape.activation])
-        x = norm(x + linear(inner, f"{block}output.dense"), f"{block}output.LayerNorm")
+        x = norm(x + next(linear(mixed, f"{block}attention.output.dense")), f"{block}attention.output.LayerNorm")
+        inner = F.gelu(next(linear(x, f"{block}intermediate.dense")), approximate=_ACTIVATIONS[shape.activation])
+        x = norm(x + next(linear(inner, f"{block}output.dense")), f"{block}output.LayerNorm")
     return Packed(x, tuple(spans), order)
 
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn import functional as F
 
+from fwviz.backbones.family import Watch
+
 
 class Block(NamedTuple):
     """The tensors of one block, in the order of :data:`BLOCK_NAMES`."""
@@ -48,6 +50,9 @@ BLOCK_NAMES = tuple(
 )
 
 
+_QKV = tuple(f"self_attn.{letter}_proj.weight" for letter in "qkv")
+
+
 def block_shapes(width: int, hidden: int) -> dict[str, tuple[int, ...]]:
     """Name inside the block → shape."""
     square, norm = (width, width), (width,)
@@ -65,50 +70,70 @@ def block_of(tensors: Mapping[str, Tensor], prefix: str) -> Block:
     return Block(*(tensors[prefix + name] for name in BLOCK_NAMES))
 
 
-def _gelu(x: Tensor, b: Block) -> Tensor:
-    return F.linear(F.gelu(F.linear(x, b.fc1_weight, b.fc1_bias)), b.fc2_weight, b.fc2_bias)
+class Activation(NamedTuple):
+    """act(x) = function(gain·x) / gain."""
+
+    function: Callable[[Tensor], Tensor]
+    gain: float = 1.0
 
 
-def _gelu_tanh(x: Tensor, b: Block) -> Tensor:
-    return F.linear(F.gelu(F.linear(x, b.fc1_weight, b.fc1_bias), approximate="tanh"), b.fc2_weight, b.fc2_bias)
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
 
 
-def _relu(x: Tensor, b: Block) -> Tensor:
-    return F.linear(F.relu(F.linear(x, b.fc1_weight, b.fc1_bias)), b.fc2_weight, b.fc2_bias)
-
-
-def _quick_gelu(x: Tensor, b: Block) -> Tensor:
-    # x·σ(1.702x) = silu(1.702x) / 1.702. With the factor moved into the weights one fused kernel does the activation
-    # instead of three over the widest tensor of the network.
-    inner = F.linear(x, b.fc1_weight * 1.702, b.fc1_bias * 1.702)
-    return F.linear(F.silu(inner), b.fc2_weight * (1 / 1.702), b.fc2_bias)
-
-
-Mlp = Callable[[Tensor, Block], Tensor]
-MLPS: dict[str, Mlp] = {
-    "gelu": _gelu,
-    "gelu_pytorch_tanh": _gelu_tanh,
-    "gelu_new": _gelu_tanh,
-    "quick_gelu": _quick_gelu,
-    "relu": _relu,
+ACTIVATIONS = {
+    "gelu": Activation(F.gelu),
+    "gelu_pytorch_tanh": Activation(_gelu_tanh),
+    "gelu_new": Activation(_gelu_tanh),
+    "quick_gelu": Activation(F.silu, 1.702),  # x·σ(1.702x)
+    "relu": Activation(F.relu),
 }
 
 
 def apply_block(
-    x: Tensor, b: Block, *, heads: int, eps: float, mlp: Mlp, causal: bool = False, first_only: bool = False
+    x: Tensor,
+    b: Block,
+    *,
+    heads: int,
+    eps: float,
+    activation: Activation,
+    causal: bool = False,
+    first_only: bool = False,
+    watch: Watch | None = None,
 ) -> Tensor:
     """x + attention, then x + MLP: (B, T, W) → (B, T, W), or (B, 1, W) with ``first_only``.
 
     ``first_only`` computes the first token's output alone (it still attends to all): what the last block of a tower
-    read at its class token needs. It saves five sixths of that block.
+    read at its class token needs. It saves five sixths of that block. ``watch`` sees the inputs of the linear weights.
     """
     batch, tokens, width = x.shape
     y = F.layer_norm(x, (width,), b.norm1_weight, b.norm1_bias, eps)
+    if watch is not None:
+        watch(_QKV, y)
     k = F.linear(y, b.k_weight, b.k_bias).view(batch, tokens, heads, -1).transpose(1, 2)
     v = F.linear(y, b.v_weight, b.v_bias).view(batch, tokens, heads, -1).transpose(1, 2)
     if first_only:
         x, y = x[:, :1], y[:, :1]
     q = F.linear(y, b.q_weight, b.q_bias).view(batch, y.shape[1], heads, -1).transpose(1, 2)
     mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).reshape(y.shape)
+    if watch is not None:
+        watch(["self_attn.out_proj.weight"], mixed)
     x = x + F.linear(mixed, b.out_weight, b.out_bias)
-    return x + mlp(F.layer_norm(x, (width,), b.norm2_weight, b.norm2_bias, eps), b)
+    return x + _mlp(F.layer_norm(x, (width,), b.norm2_weight, b.norm2_bias, eps), b, activation, watch)
+
+
+def _mlp(x: Tensor, b: Block, activation: Activation, watch: Watch | None) -> Tensor:
+    function, gain = activation
+    if watch is not None:
+        watch(["mlp.fc1.weight"], x)
+    # A gain is moved into the weights: one fused kernel then does the activation instead of three over the widest
+    # tensor of the network.
+    if gain == 1.0:
+        hidden = function(F.linear(x, b.fc1_weight, b.fc1_bias))
+        weight = b.fc2_weight
+    else:
+        hidden = function(F.linear(x, b.fc1_weight * gain, b.fc1_bias * gain))
+        weight = b.fc2_weight * (1 / gain)
+    if watch is not None:
+        watch(["mlp.fc2.weight"], hidden / gain)
+    return F.linear(hidden, weight, b.fc2_bias)

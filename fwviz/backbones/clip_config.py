@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fwviz.backbones._transformer import MLPS
+from fwviz.backbones._transformer import ACTIVATIONS
 from fwviz.types import FwvizError
 
 _MAX_JSON = 4 << 20  # bytes
@@ -151,8 +151,10 @@ class _Reader:
         if width % heads:
             raise FwvizError(f"{self._path}: hidden_size {width} is no multiple of num_attention_heads {heads}.")
         activation, eps = self._values["hidden_act"], self._values["layer_norm_eps"]
-        if activation not in MLPS:
-            raise FwvizError(f"{self._path}: hidden_act is {activation!r}, but must be one of {', '.join(MLPS)}.")
+        if activation not in ACTIVATIONS:
+            raise FwvizError(
+                f"{self._path}: hidden_act is {activation!r}, but must be one of {', '.join(ACTIVATIONS)}."
+            )
         if type(eps) not in (int, float) or not (math.isfinite(eps) and 0 < eps < 1):
             raise FwvizError(f"{self._path}: layer_norm_eps is {eps!r}, but must be a small positive number.")
         return {

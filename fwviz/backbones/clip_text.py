@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fwviz.backbones._texts import class_texts, encode, read_tokenizer
-from fwviz.backbones._transformer import MLPS, apply_block, block_of, block_shapes
+from fwviz.backbones._transformer import ACTIVATIONS, apply_block, block_of, block_shapes
 from fwviz.backbones.clip_config import TextShape, read_text_shape
 from fwviz.space.files import SafetensorsFile
 from fwviz.types import FwvizError
@@ -84,8 +84,9 @@ class ClipText:
         tokens = torch.tensor([(ids + [shape.eos] * length)[:length] for ids in encoded])
         x = tensors["text_model.embeddings.token_embedding.weight"][tokens]
         x = x + tensors["text_model.embeddings.position_embedding.weight"][:length]
+        activation = ACTIVATIONS[shape.activation]
         for block in self._blocks:
-            x = apply_block(x, block, heads=shape.heads, eps=shape.eps, mlp=MLPS[shape.activation], causal=True)
+            x = apply_block(x, block, heads=shape.heads, eps=shape.eps, activation=activation, causal=True)
         x = x[torch.arange(len(texts)), ends]
         weight, bias = (tensors[f"text_model.final_layer_norm.{kind}"] for kind in ("weight", "bias"))
         x = F.layer_norm(x, (shape.width,), weight, bias, shape.eps)

@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fwviz.backbones._tensors import check_tensors, module_of
-from fwviz.backbones._transformer import MLPS, apply_block, block_of, block_shapes
+from fwviz.backbones._transformer import ACTIVATIONS, apply_block, block_of, block_shapes
 from fwviz.backbones.clip_config import VisionShape, read_json, read_vision_shape
 from fwviz.backbones.clip_text import ClipText
-from fwviz.backbones.family import Family
+from fwviz.backbones.family import Family, Watch
 from fwviz.space.binding import FlatParameters, bind
 from fwviz.space.files import SafetensorsFile
 from fwviz.types import FwvizError, ParamLayout
@@ -111,16 +112,16 @@ class ClipVision:
         self.flat = bind(self.module, layout)
         return self.flat
 
-    def features(self, parts: Sequence[Tensor]) -> Tensor:
+    def features(self, parts: Sequence[Tensor], *, watch: Watch | None = None) -> Tensor:
         """uint8 images (b, C, H, W), of one or several tasks → unit features (B, D)."""
-        return self.encode(self.pixels(torch.cat(list(parts))))
+        return self.encode(self.pixels(torch.cat(list(parts))), watch=watch)
 
     def pixels(self, images: Tensor) -> Tensor:
         """uint8 images (B, C, H, W) → normalised float32 pixels on the tower's device."""
         return images.to(self.device, torch.float32).sub_(self._mean).div_(self._std)
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels (B, C, H, W) → unit features (B, D)."""
+    def encode(self, pixels: Tensor, *, watch: Watch | None = None) -> Tensor:
+        """Normalised pixels (B, C, H, W) → unit features (B, D). A watch makes the last block compute all tokens."""
         shape, tensors = self.shape, self._tensors
         size, patch, width = shape.image_size, shape.patch_size, shape.width
         batch, grid = pixels.shape[0], size // patch
@@ -136,11 +137,19 @@ class ClipVision:
         first = tensors[f"{_EMBEDDINGS}class_embedding"].expand(batch, 1, -1)
         x = torch.cat([first, patches], dim=1) + tensors[f"{_EMBEDDINGS}position_embedding.weight"]
         x = self._norm(x, "vision_model.pre_layrnorm")
-        mlp = MLPS[shape.activation]
         for index, block in enumerate(self._blocks):
-            last = index == shape.depth - 1
-            x = apply_block(x, block, heads=shape.heads, eps=shape.eps, mlp=mlp, first_only=last)
+            x = apply_block(
+                x,
+                block,
+                heads=shape.heads,
+                eps=shape.eps,
+                activation=ACTIVATIONS[shape.activation],
+                first_only=index == shape.depth - 1 and watch is None,
+                watch=None if watch is None else partial(_watch_inside, watch, f"{_LAYERS}{index}."),
+            )
         pooled = self._norm(x[:, 0], "vision_model.post_layernorm")
+        if watch is not None:
+            watch(["visual_projection.weight"], pooled)
         return F.normalize(F.linear(pooled, tensors["visual_projection.weight"]), dim=-1)
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
@@ -159,6 +168,10 @@ class ClipVision:
     def _norm(self, x: Tensor, name: str) -> Tensor:
         weight, bias = self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"]
         return F.layer_norm(x, (self.shape.width,), weight, bias, self.shape.eps)
+
+
+def _watch_inside(watch: Watch, prefix: str, names: Sequence[str], x: Tensor) -> None:
+    watch([prefix + name for name in names], x)
 
 
 def read_logit_scale(file: SafetensorsFile) -> float:

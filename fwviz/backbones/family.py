@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from fwviz.space.binding import FlatParameters
 from fwviz.types import ParamLayout
 
+# Told the names of linear weights and the input (…, in) they are all applied to, rows of padding left out.
+Watch = Callable[[Sequence[str], Tensor], None]
+
 
 class Backbone(Protocol):
     """A model whose merged weights lie in one flat vector: inputs → unit features.
@@ -45,8 +48,11 @@ class Backbone(Protocol):
         """Move the merged weights into one flat vector; the others are frozen. Returned and kept as ``flat``."""
         ...
 
-    def features(self, parts: Sequence[Tensor]) -> Tensor:
-        """Inputs of one or several tasks, one after the other → unit features (B, D) on the device."""
+    def features(self, parts: Sequence[Tensor], *, watch: Watch | None = None) -> Tensor:
+        """Inputs of one or several tasks, one after the other → unit features (B, D) on the device.
+
+        ``watch`` is told what each linear weight is applied to, for all tokens.
+        """
         ...
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from fwviz.backbones._bert import BertShape, bert_tensors, encode_packed, find_prefix, read_bert_shape
 from fwviz.backbones._tensors import check_tensors, module_of
 from fwviz.backbones._texts import class_texts, encode, read_tokenizer
-from fwviz.backbones.family import Family
+from fwviz.backbones.family import Family, Watch
 from fwviz.space.binding import FlatParameters, bind
 from fwviz.space.files import SafetensorsFile
 from fwviz.types import FwvizError, ParamLayout
@@ -69,11 +69,11 @@ class SentenceEncoder:
         self.flat = bind(self.module, layout)
         return self.flat
 
-    def features(self, parts: Sequence[Tensor]) -> Tensor:
+    def features(self, parts: Sequence[Tensor], *, watch: Watch | None = None) -> Tensor:
         """Token ids (b, t) int32, −1 behind the end, of one or several tasks → unit features (B, W)."""
         longest = max(part.shape[1] for part in parts)
         tokens = torch.cat([F.pad(part, (0, longest - part.shape[1]), value=-1) for part in parts]).to(self.device)
-        packed = encode_packed(tokens, self._tensors, self.shape, self.prefix)
+        packed = encode_packed(tokens, self._tensors, self.shape, self.prefix, watch)
         return F.normalize(packed.pooled("mean"), dim=-1)
 
 

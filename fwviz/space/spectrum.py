@@ -21,8 +21,8 @@ from fwviz.types import FwvizError
 class RadialProfile(NamedTuple):
     """A spectrum by distance from frequency zero, in ``bins`` rings of equal width over ρ in [0, 1].
 
-    ``edges`` (bins + 1,); ``counts`` (bins,) coefficients of the full spectrum in each ring; ``mean`` (bins,) their mean
-    amplitude, NaN in an empty ring; ``energy`` (bins,) the sum of their squares, whose total is Σ x².
+    ``edges`` (bins + 1,); ``counts`` (bins,) coefficients of the full spectrum in each ring; ``mean`` (bins,) their
+    mean amplitude, NaN in an empty ring; ``energy`` (bins,) the sum of their squares, whose total is Σ x².
     """
 
     edges: Tensor

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from fwviz.backbones.family import Backbone
+from fwviz.tasks import probe
 from fwviz.tasks.batches import passes
 from fwviz.tasks.data import TaskData
 from fwviz.tasks.heads import scaled_heads
@@ -21,8 +23,8 @@ def _go_on() -> None:
 class CalibrationObjective:
     """The joint loss of some tasks, the mean over tasks of each task's mean loss, and its flat gradient.
 
-    Satisfies :class:`fwviz.types.Objective`. The gradient is exact and does not depend on how samples are cut into
-    passes; memory is bounded by one pass.
+    Satisfies :class:`fwviz.types.Objective` and :class:`fwviz.types.Probe`. The gradient is exact and does not depend
+    on how samples are cut into passes; memory is bounded by one pass.
 
     ``check`` is called before every pass (a fraction of a second apart); what it raises ends the call. It is how a run
     stops or pauses inside a long gradient, and may be replaced at any time.
@@ -93,6 +95,81 @@ class CalibrationObjective:
         losses = self._sweep(theta, tasks, loss, batch_size, generator, backward=True)
         return losses, self._flat.gradient
 
+    # --- looking inside -------------------------------------------------------------------------
+
+    def features(
+        self,
+        theta: Tensor,
+        task: str,
+        *,
+        unlabelled: bool = False,
+        count: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Unit features the heads read: (N, D) float32, CPU; in the order of ``labels`` when ``count`` is None."""
+        inputs = self._drawn(task, count, generator, self._unlabelled if unlabelled else self._inputs)
+        with self._loaded(theta):
+            return probe.features(self._backbone, inputs, self._chunk, self.check)
+
+    def labels(self, task: str) -> Tensor:
+        """Labels of the calibration samples: (N,) int64, CPU."""
+        self._known(task)
+        return self._labels[task].cpu()
+
+    def head(self, task: str) -> Tensor:
+        """(C, D), CPU, with the logit scale inside: logits = features @ headᵀ."""
+        self._known(task)
+        return self._heads[task].weight.cpu()
+
+    def squared_gradients(
+        self,
+        theta: Tensor,
+        task: str,
+        *,
+        count: int | None = None,
+        passes: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Diagonal of the Fisher information, mean over samples of Σ_c p_c·(∂ log p_c / ∂θ)²: (P,) float32, CPU.
+
+        Exact, or with at most ``passes`` backward passes per sample right in the mean. Ends what :meth:`gradient` lent.
+        """
+        inputs = self._drawn(task, count, generator, self._inputs)
+        with self._loaded(theta):
+            head = self._heads[task]
+            return probe.squared_gradients(self._backbone, self._flat, head, inputs, passes, generator, self.check)
+
+    def input_grams(
+        self, theta: Tensor, task: str, *, count: int | None = None, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Σ xᵀx over all tokens of the samples, x the inputs of each linear weight: name → (in, in) float32, CPU.
+
+        Weights that read the same input share one tensor.
+        """
+        inputs = self._drawn(task, count, generator, self._inputs)
+        with self._loaded(theta):
+            return probe.input_grams(self._backbone, self._flat, inputs, self._chunk, self.check)
+
+    def _known(self, task: str) -> None:
+        if task not in self._heads:
+            raise FwvizError(f"the objective has no task {task!r}: choose from {', '.join(self.tasks)}.")
+
+    def _drawn(
+        self, task: str, count: int | None, generator: torch.Generator | None, inputs: Mapping[str, Tensor]
+    ) -> Tensor:
+        self._known(task)
+        return inputs[task][_draw(len(inputs[task]), count, generator)]
+
+    @contextmanager
+    def _loaded(self, theta: Tensor) -> Iterator[None]:
+        """The tower, for oneself alone, at weights θ (P,)."""
+        if theta.shape != self._flat.theta.shape:
+            raise ValueError(f"theta has shape {tuple(theta.shape)}, not {tuple(self._flat.theta.shape)}")
+        with self._backbone.lock:
+            with torch.no_grad():
+                self._flat.load(theta)
+            yield
+
     def _sweep(
         self,
         theta: Tensor,
@@ -105,20 +182,15 @@ class CalibrationObjective:
     ) -> Tensor:
         names = self.tasks if tasks is None else tuple(tasks)
         for name in names:
-            if name not in self._heads:
-                raise FwvizError(f"the objective has no task {name!r}: choose from {', '.join(self.tasks)}.")
+            self._known(name)
         if not names or len(set(names)) < len(names):
             raise ValueError(f"tasks must be distinct and at least one, not {names}")
-        if theta.shape != self._flat.theta.shape:
-            raise ValueError(f"theta has shape {tuple(theta.shape)}, not {tuple(self._flat.theta.shape)}")
         inputs = self._inputs if loss == "cross_entropy" else self._unlabelled
         rows = [_draw(inputs[name].shape[0], batch_size, generator) for name in names]
         heads = [self._heads[name] for name in names]
         device = self._backbone.device
         sums = torch.zeros(len(names), dtype=torch.float64, device=device)
-        with self._backbone.lock, torch.set_grad_enabled(backward):
-            with torch.no_grad():
-                self._flat.load(theta)
+        with self._loaded(theta), torch.set_grad_enabled(backward):
             if backward:
                 self._flat.zero_gradient()
             for pieces in passes([len(r) for r in rows], self._chunk):

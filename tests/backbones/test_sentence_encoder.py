@@ -93,6 +93,32 @@ def test_features_equal_transformers(folder: Path) -> None:
     assert (expected[0] - expected[3]).norm() > 0.1, "texts of one length must not be told apart by their length alone"
 
 
+def test_watch_sees_what_linear_modules_see(folder: Path) -> None:
+    """Rows of padding apart: the sum of outer products of the inputs is compared, which no order changes."""
+    model, encoder, tokens = reference(folder), own(folder), some_tokens()
+    mask = (tokens >= 0).flatten()
+    expected: dict[str, Tensor] = {}
+
+    def record(name: str) -> Callable[[Any, Any], None]:
+        def hook(module: Any, inputs: Any) -> None:
+            rows = inputs[0].reshape(-1, inputs[0].shape[-1])[mask]
+            expected[f"{encoder.prefix}{name}.weight"] = rows.T @ rows
+
+        return hook
+
+    for name, module in model.encoder.named_modules(prefix="encoder"):
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(record(name))
+    found: dict[str, Tensor] = {}
+    with torch.no_grad():
+        mean_pooled(model, tokens)
+        encoder.features([tokens], watch=lambda names, x: found.update(dict.fromkeys(names, x.T @ x)))
+    assert found.keys() == expected.keys()
+    assert len(found) == 18
+    for name, gram in expected.items():
+        torch.testing.assert_close(found[name], gram, atol=1e-4, rtol=1e-4)
+
+
 def test_gradients_equal_transformers(folder: Path) -> None:
     model, encoder, tokens = reference(folder), own(folder), some_tokens()
     layout = build_layout(bert_tensors(encoder.shape, encoder.prefix))
