@@ -314,6 +314,7 @@ def _add_recipe_options(parser: argparse.ArgumentParser, argv: Sequence[str], me
     parser.add_argument("--device", help="cpu, cuda, cuda:<number> or mps (cpu)")
     parser.add_argument("--dtype", help="type of the task vectors: float32, bfloat16 or float16 (float32)")
     parser.add_argument("--storage", help="task vectors in memory or read from disk: resident or streamed (resident)")
+    parser.add_argument("--coefficients", help="of given_coefficients: granularity:row_row…, such as model:0.3,0.5")
     parser.set_defaults(default_method=method, method=None, set=[], setting_flags=())
     if method is not None:
         return
@@ -332,7 +333,7 @@ def _add_recipe_options(parser: argparse.ArgumentParser, argv: Sequence[str], me
 def _recipe(options: argparse.Namespace) -> Recipe:
     values = {
         name: getattr(options, name)
-        for name in ("pool", "method", "tasks", "checkpoints", "seed", "device", "dtype", "storage")
+        for name in ("pool", "method", "tasks", "checkpoints", "seed", "device", "dtype", "storage", "coefficients")
         if getattr(options, name) is not None
     }
     settings: dict[str, Any] = {}
@@ -367,6 +368,7 @@ def _read_recipe(path: Path, values: dict[str, Any], settings: dict[str, Any] | 
     plain = plain_from_text(text)
     if "method" in values and values["method"] != plain.get("method"):
         plain["settings"] = {}
+        plain.pop("coefficients", None)
     plain |= values
     if settings:
         plain["settings"] = {**plain.get("settings", {}), **settings}

@@ -324,17 +324,30 @@ class Extension:
 
 
 @dataclass(frozen=True)
+class Coefficients:
+    """Coefficients λ of a linear merge as plain data: a row per group of ``granularity``, a column per checkpoint."""
+
+    granularity: Granularity
+    values: tuple[tuple[float, ...], ...]
+
+    def tensor(self) -> Tensor:
+        """(G, n) float32."""
+        return torch.tensor(self.values, dtype=torch.float32)
+
+
+@dataclass(frozen=True)
 class Problem:
     """All a merge method receives. It holds no evaluator, so that test data cannot leak into a merge.
 
     ``owners`` has for each checkpoint the id of the task it was fine-tuned on, "" where that is unknown; the task need
-    not be one of the objective's.
+    not be one of the objective's. ``given`` are coefficients that the recipe brings along, if it does.
     """
 
     vectors: TaskVectors
     objective: Objective
     seed: int = 0
     owners: tuple[str, ...] = ()
+    given: Coefficients | None = None
 
     def owner(self, i: int) -> str:
         """The task checkpoint i was fine-tuned on if the objective has it, else ""."""

@@ -17,7 +17,7 @@ from fwviz.runs.trace import Trace, group_names
 from fwviz.tasks.data import load_split
 from fwviz.tasks.evaluators import Evaluator
 from fwviz.tasks.objectives import CalibrationObjective
-from fwviz.types import FwvizError, PoolCard, Problem, Split
+from fwviz.types import FwvizError, ParamLayout, PoolCard, Problem, Split
 
 REFERENCE_ROWS = ("base", "individual")
 
@@ -48,6 +48,7 @@ def assemble(recipe: Recipe, *, check: Callable[[], None] | None = None) -> Asse
     cards = {task: pool.card.task(task) for task in recipe.tasks}
     heads = pool.heads(recipe.tasks)
     backbone = pool.backbone(device)
+    _check_groups(recipe, vectors.layout)
     objective = CalibrationObjective(
         backbone,
         {task: load_split(pool.card, card, "calibration") for task, card in cards.items()},
@@ -63,10 +64,27 @@ def assemble(recipe: Recipe, *, check: Callable[[], None] | None = None) -> Asse
         recipe=recipe,
         pool=pool,
         problem=Problem(
-            vectors, objective, recipe.seed, tuple(pool.card.checkpoint(name).task for name in recipe.checkpoints)
+            vectors,
+            objective,
+            recipe.seed,
+            tuple(pool.card.checkpoint(name).task for name in recipe.checkpoints),
+            recipe.coefficients,
         ),
         evaluator=Evaluator(backbone, pool.card, recipe.tasks, heads),
     )
+
+
+def _check_groups(recipe: Recipe, layout: ParamLayout) -> None:
+    """Raise FwvizError if the recipe brings coefficients for a model of another shape."""
+    given = recipe.coefficients
+    if given is None:
+        return
+    count = len(layout.groups(given.granularity))
+    if len(given.values) != count:
+        raise FwvizError(
+            f"the recipe gives coefficients for {len(given.values)} groups, but the model of pool {recipe.pool!r} has "
+            f"{count} at granularity {given.granularity}: give one row per group."
+        )
 
 
 def _wants_inputs(recipe: Recipe) -> bool:

@@ -19,10 +19,14 @@ from urllib.parse import parse_qsl, urlencode
 import yaml
 
 from fwviz.registry import describe_settings, entry, parse_settings
-from fwviz.types import FwvizError, PoolCard
+from fwviz.types import GRANULARITIES, Coefficients, FwvizError, Granularity, PoolCard
 
 MAX_BYTES = 64 * 1024
 MAX_IDS = 1000
+MAX_CELLS = 5000
+MAX_COEFFICIENT = 10.0
+MAX_LINK_COEFFICIENTS = 2000  # characters
+GIVEN = "given_coefficients"  # the method that merges with the coefficients of its recipe
 DTYPES = ("float32", "bfloat16", "float16")
 STORAGES = ("resident", "streamed")
 
@@ -37,6 +41,7 @@ class Recipe:
     ``pool`` is the id of a pool, or the path of a pool folder (not in links). ``settings`` holds every setting of the
     method, defaults included, so that a recipe keeps its meaning when a default changes. ``dtype`` is the type the task
     vectors are held in; ``storage`` says whether they stay in memory or are read from disk whenever they are needed.
+    ``coefficients`` are those of a merge by hand (method ``given_coefficients``), with 6 significant digits.
     """
 
     pool: str
@@ -48,6 +53,7 @@ class Recipe:
     device: str = "cpu"
     dtype: str = "float32"
     storage: Literal["resident", "streamed"] = "resident"
+    coefficients: Coefficients | None = None
 
     # --- from outside ---------------------------------------------------------------------------
 
@@ -76,7 +82,10 @@ class Recipe:
             device=_device(values.get("device", "cpu")),
             dtype=_choice("dtype", values.get("dtype", "float32"), DTYPES),
             storage=_storage(values.get("storage", "resident")),
+            coefficients=_coefficients(values.get("coefficients")),
         )
+        if recipe.coefficients is not None:
+            recipe._check_coefficients(recipe.coefficients)
         if recipe.storage == "streamed" and recipe.dtype != "float32":
             raise FwvizError("recipe field 'dtype' must be float32 when 'storage' is streamed.")
         if card is not None:
@@ -122,14 +131,24 @@ class Recipe:
     # --- to outside -----------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: strings, numbers, lists and one mapping."""
-        return {**asdict(self), "checkpoints": list(self.checkpoints), "tasks": list(self.tasks)}
+        """Plain data: strings, numbers, lists and mappings. Coefficients are left out where there are none."""
+        plain = {**asdict(self), "checkpoints": list(self.checkpoints), "tasks": list(self.tasks)}
+        given = plain.pop("coefficients")
+        if given is not None:
+            plain["coefficients"] = {**given, "values": [list(row) for row in given["values"]]}
+        return plain
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1)
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=120)
+        plain = self.to_dict()
+        given = plain.pop("coefficients", None)
+        text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
+        if given is None:
+            return text
+        # A group of weights is a line: this part is there to be read and edited.
+        return text + yaml.safe_dump({"coefficients": given}, sort_keys=False, default_flow_style=None, width=10**6)
 
     def to_url(self) -> str:
         """The query of a link (without ``?``); what equals a default is left out."""
@@ -139,6 +158,10 @@ class Recipe:
         pairs["checkpoints"] = ",".join(self.checkpoints)
         pairs |= {f"set.{name}": _plain(value) for name, value in self.changed_settings().items()}
         pairs |= {name: str(value) for name, value in self._changed_fields().items()}
+        if self.coefficients is not None:
+            pairs["coefficients"] = coefficients_text(self.coefficients)
+            if len(pairs["coefficients"]) > MAX_LINK_COEFFICIENTS:
+                raise FwvizError("these coefficients are too many for a link: share the recipe as a file.")
         return urlencode(pairs, safe=",:")
 
     def cli_line(self) -> str:
@@ -149,7 +172,19 @@ class Recipe:
             words += ["--set", f"{name}={_plain(value)}"]
         for name, value in self._changed_fields().items():
             words += [f"--{name}", str(value)]
+        if self.coefficients is not None:
+            words.append(f"--coefficients={coefficients_text(self.coefficients)}")
         return shlex.join(words)
+
+    def _check_coefficients(self, given: Coefficients) -> None:
+        if self.method != GIVEN:
+            raise FwvizError(f"method {self.method!r} finds its own coefficients: drop them, or set method to {GIVEN}.")
+        columns = len(given.values[0])
+        if columns != len(self.checkpoints):
+            raise FwvizError(
+                f"the coefficients have {columns} columns, but there are {len(self.checkpoints)} checkpoints: give one "
+                "number per checkpoint in every row."
+            )
 
     def fingerprint(self) -> str:
         """16 hex digits of the SHA-256 of the canonical JSON: equal for equal recipes, whatever the order of keys."""
@@ -172,7 +207,7 @@ class Recipe:
         return {n: getattr(self, n) for n in ("seed", "device", "dtype", "storage") if getattr(self, n) != defaults[n]}
 
 
-_SCALARS = ("pool", "method", "seed", "device", "dtype", "storage")
+_SCALARS = ("pool", "method", "seed", "device", "dtype", "storage", "coefficients")
 
 
 # --- one parser per field -----------------------------------------------------------------------
@@ -239,6 +274,55 @@ def _device(value: Any) -> str:
 
 def _storage(value: Any) -> Literal["resident", "streamed"]:
     return "streamed" if _choice("storage", value, STORAGES) == "streamed" else "resident"
+
+
+def coefficients_text(given: Coefficients) -> str:
+    """Coefficients in one word, such as ``layer:0.3,0.3_0.5,0``: rows are parted by ``_``. Read back by a recipe."""
+    return f"{given.granularity}:" + "_".join(",".join(f"{value:.6g}" for value in row) for row in given.values)
+
+
+def _coefficients(value: Any) -> Coefficients | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        granularity, colon, rest = value.partition(":")
+        rows: Any = [row.split(",") for row in rest.split("_")] if colon else None
+    elif isinstance(value, Mapping) and set(value) == {"granularity", "values"}:
+        granularity, rows = value["granularity"], value["values"]
+    else:
+        raise FwvizError(f"recipe field 'coefficients' is {_show(value)}, but must have 'granularity' and 'values'.")
+    known: Granularity | None = next((g for g in GRANULARITIES if g == granularity), None)
+    if known is None:
+        raise FwvizError(
+            f"the granularity of the coefficients is {_show(granularity)}, but must be {', '.join(GRANULARITIES)}."
+        )
+    if not _is_list(rows) or not rows or not all(_is_list(row) and row for row in rows):
+        raise FwvizError("the coefficients must be a list of rows, and each row a list of numbers.")
+    if len({len(row) for row in rows}) > 1 or (known == "model" and len(rows) > 1):
+        raise FwvizError("the rows of the coefficients must be equally long, one per group; a model is one group.")
+    if len(rows) * len(rows[0]) > MAX_CELLS:
+        raise FwvizError(
+            f"there are {len(rows) * len(rows[0])} coefficients, but a recipe holds at most {MAX_CELLS}: give them per "
+            "layer, or for fewer checkpoints."
+        )
+    return Coefficients(known, tuple(tuple(_coefficient(item) for item in row) for row in rows))
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _coefficient(value: Any) -> float:
+    number = math.nan
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = math.nan
+    if not abs(number) <= MAX_COEFFICIENT:  # also refuses not-a-number
+        bounds = f"{-MAX_COEFFICIENT:g} and {MAX_COEFFICIENT:g}"
+        raise FwvizError(f"a coefficient is {_show(value)}, but must be a number between {bounds}.")
+    return float(f"{number:.6g}") + 0.0  # no negative zero
 
 
 def _choice(name: str, value: Any, choices: Sequence[str]) -> str:
