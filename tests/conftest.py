@@ -20,32 +20,23 @@ import yaml
 torch.set_num_threads(1)
 
 
-_RECIPE = Path(__file__).parent / "tiny_pool.py"
+def _made_by(recipe: str, pytestconfig: pytest.Config, target: Path) -> Path:
+    """A copy at ``target`` of what ``make_<recipe>`` of ``tests/<recipe>.py`` writes.
 
-
-def _make_tiny_pool(root: Path) -> Path:
-    spec = importlib.util.spec_from_file_location("fwviz_tests_tiny_pool", _RECIPE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    path: Path = module.make_tiny_pool(root)
-    return path
-
-
-@pytest.fixture(scope="session")
-def tiny_pool_path(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
-    """A really fine-tuned pool in the format of assets/pools, small enough to merge in a second.
-
-    Training it takes seconds, so pytest's cache keeps it until its recipe or torch changes; tests see a copy.
+    Training takes seconds, so pytest's cache keeps it until its recipe or torch changes; tests see a copy.
     """
-    target = tmp_path_factory.mktemp("pools") / "tiny"
+    file = Path(__file__).parent / f"{recipe}.py"
     cache = getattr(pytestconfig, "cache", None)  # absent with -p no:cacheprovider
-    key = hashlib.sha256(_RECIPE.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
-    kept = (cache.mkdir("tiny_pool") if cache else target.parent / "cache") / key
+    key = hashlib.sha256(file.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
+    kept = (cache.mkdir(recipe) if cache else target.parent / "cache" / recipe) / key
     if not kept.exists():
-        made = _make_tiny_pool(target.parent / "made")
+        spec = importlib.util.spec_from_file_location(f"fwviz_tests_{recipe}", file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        made: Path = getattr(module, f"make_{recipe}")(target.parent / "made")
         # Moved into place in one step: several sessions may want it at once, and one may be killed midway.
         unique = Path(shutil.copytree(made, kept.with_name(f"{key}.{os.getpid()}")))
         try:
@@ -53,6 +44,26 @@ def tiny_pool_path(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytes
         except OSError:
             shutil.rmtree(unique)
     return Path(shutil.copytree(kept, target))
+
+
+@pytest.fixture(scope="session")
+def tiny_pool_path(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """A really fine-tuned pool in the format of assets/pools, small enough to merge in a second."""
+    return _made_by("tiny_pool", pytestconfig, tmp_path_factory.mktemp("pools") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_text_pool_path(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """A tiny sentence encoder and a really trained PEFT adapter for each of four word tasks."""
+    return _made_by("tiny_text_pool", pytestconfig, tmp_path_factory.mktemp("text_pools") / "tiny_text")
+
+
+@pytest.fixture(scope="session")
+def tiny_text_pool(tiny_text_pool_path: Path):  # type: ignore[no-untyped-def]
+    """The tiny text pool, opened."""
+    from fwviz.pools.open import open_pool
+
+    return open_pool(str(tiny_text_pool_path))
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +95,9 @@ class PoolCopy:
 
         def change(card: dict[str, Any]) -> None:
             for part in [card["base"], *card["checkpoints"]]:
-                part["sha256"] = digest(f"{part['path']}/model.safetensors")
+                adapter = f"{part['path']}/adapter_model.safetensors"
+                weights = adapter if (self.root / adapter).exists() else f"{part['path']}/model.safetensors"
+                part["sha256"] = digest(weights)
             for task in card["tasks"]:
                 for split in task["splits"].values():
                     split["sha256"] = digest(split["path"])
@@ -96,3 +109,9 @@ class PoolCopy:
 def pool_copy(tiny_pool_path: Path, tmp_path: Path) -> PoolCopy:
     """A copy of the tiny pool that the test may damage."""
     return PoolCopy(Path(shutil.copytree(tiny_pool_path, tmp_path / "tiny")))
+
+
+@pytest.fixture
+def text_pool_copy(tiny_text_pool_path: Path, tmp_path: Path) -> PoolCopy:
+    """A copy of the tiny text pool that the test may damage."""
+    return PoolCopy(Path(shutil.copytree(tiny_text_pool_path, tmp_path / "tiny_text")))

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from fwviz.backbones.families import FAMILIES
+from fwviz.pools.adapters import WEIGHTS, is_adapter
 from fwviz.types import SPLITS, CheckpointCard, FileCard, FwvizError, PoolCard, TaskCard
 
 KINDS = ("own", "weak", "half_classes", "noisy_labels", "foreign_base")
@@ -91,7 +92,7 @@ def load_card(root: Path | str) -> PoolCard:
 def verify(card: PoolCard) -> list[str]:
     """Read every file of the pool and compare its SHA-256 with the card: one sentence per problem."""
     expected = [(card.base["path"] + "/model.safetensors", card.base["sha256"])]
-    expected += [(f"{c.path}/model.safetensors", c.sha256) for c in card.checkpoints]
+    expected += [(f"{c.path}/{weights_name(card.root / c.path)}", c.sha256) for c in card.checkpoints]
     expected += [(file.path, file.sha256) for task in card.tasks for file in task.splits.values()]
     problems = []
     for path, sha256 in expected:
@@ -100,6 +101,11 @@ def verify(card: PoolCard) -> list[str]:
         except FwvizError as error:
             problems.append(str(error))
     return problems
+
+
+def weights_name(folder: Path) -> str:
+    """The file whose SHA-256 a card gives for a checkpoint: the weights, or those of an adapter."""
+    return WEIGHTS if is_adapter(folder) else "model.safetensors"
 
 
 def check_sha256(path: Path, sha256: str) -> None:

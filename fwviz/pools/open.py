@@ -14,10 +14,12 @@ from torch import Tensor
 
 from fwviz.backbones.families import FAMILIES
 from fwviz.backbones.family import Architecture, Backbone, HeadMaker
-from fwviz.pools.card import check_sha256, is_id, load_card
+from fwviz.pools.adapters import AdapterFile, is_adapter
+from fwviz.pools.card import check_sha256, is_id, load_card, weights_name
 from fwviz.space.cache import ByteCache
 from fwviz.space.files import CheckpointFile, SafetensorsFile, first_nonfinite
 from fwviz.space.layout import build_layout, flatten, unflatten
+from fwviz.space.lowrank import LowRankTaskVectors, Part
 from fwviz.space.vectors import ResidentTaskVectors, StreamedTaskVectors
 from fwviz.types import FwvizError, ParamLayout, PoolCard, TaskVectors
 
@@ -104,11 +106,14 @@ class Pool:
         file = self._base_file()
         shapes = {name: info.shape for name, info in file.tensors.items()}
         file.close()
-        self.layout: ParamLayout = build_layout(shapes, card.include, card.exclude)
+        self._shapes = shapes
+        adapters = [c.id for c in card.checkpoints if is_adapter(card.root / c.path)]
+        self.all_adapters = len(adapters) == len(card.checkpoints)
+        changed = frozenset().union(*(self._adapter(name).changes for name in adapters)) if self.all_adapters else None
+        self.layout: ParamLayout = build_layout(shapes, card.include, card.exclude, changed)
         for name in self.layout.names:
             if name not in self.architecture.tensors:
                 raise FwvizError(f"pool {card.id!r}: merge.include takes in {name!r}, which is not in the encoder.")
-        self._names = frozenset(shapes)
 
     @property
     def checkpoint_ids(self) -> tuple[str, ...]:
@@ -166,7 +171,7 @@ class Pool:
 
         Args:
             storage: ``resident`` holds them in memory as ``dtype`` on ``device``; ``streamed`` reads them from disk at
-                every use, float32 on the CPU.
+                every use, float32 on the CPU. A pool of adapters keeps their factors in memory in either case.
 
         Raises:
             FwvizError: a checkpoint is unknown, listed twice, damaged, of another architecture or not finite.
@@ -178,12 +183,16 @@ class Pool:
                 raise FwvizError(f"checkpoint {name!r} is listed twice: list each one once.")
         if not ids:
             raise FwvizError("there is no checkpoint to merge: choose at least one.")
+        where = torch.device(device)
+        if self.all_adapters:
+            return self._low_rank(ids, dtype, where)
         if storage == "streamed":
+            if any(is_adapter(self._folder(name)) for name in ids):
+                raise FwvizError("adapters beside whole checkpoints cannot be streamed: set storage to resident.")
             files = [self._checkpoint(name) for name in ids]
             for name, file in zip(ids, files, strict=True):
                 self._require_finite(name, file)
             return StreamedTaskVectors(self.layout, ids, self.base, files)
-        where = torch.device(device)
         matrix = self._matrices.get((ids, dtype, where), lambda: self._matrix(ids, dtype, where), _bytes)
         return ResidentTaskVectors(self.layout, ids, self.base.to(where), matrix)
 
@@ -207,11 +216,34 @@ class Pool:
                 self._encoder = tensors | unflatten(self.layout, self._base)
             return self._encoder
 
+    def _folder(self, name: str) -> Path:
+        return self.card.root / self.card.checkpoint(name).path
+
+    def _adapter(self, name: str) -> AdapterFile:
+        """Open one adapter and compare it with the base."""
+        self._check_hash(self._folder(name), self.card.checkpoint(name).sha256)
+        try:
+            return AdapterFile(self._folder(name), self._shapes)
+        except FwvizError as error:
+            raise FwvizError(f"checkpoint {name!r}: {error}") from None
+
+    def _parts(self, name: str, dtype: torch.dtype) -> dict[str, Part]:
+        """What an adapter adds to the merged tensors."""
+        file = self._adapter(name)
+        try:
+            return file.read(unflatten(self.layout, self.base), dtype)
+        except FwvizError as error:
+            raise FwvizError(f"checkpoint {name!r}: {error}") from None
+        finally:
+            file.file.close()
+
+    def _low_rank(self, ids: Sequence[str], dtype: torch.dtype, device: torch.device) -> LowRankTaskVectors:
+        return LowRankTaskVectors(self.layout, ids, self.base.to(device), [self._parts(name, dtype) for name in ids])
+
     def _checkpoint(self, name: str) -> CheckpointFile:
         """Open one checkpoint and compare it with the base: hash, architecture, tensors."""
-        card = self.card.checkpoint(name)
-        folder = self.card.root / card.path
-        self._check_hash(folder, card.sha256)
+        folder = self._folder(name)
+        self._check_hash(folder, self.card.checkpoint(name).sha256)
         own = self._family.facts(folder)
         for key, value in self.architecture.facts.items():
             if own.get(key) != value:
@@ -220,7 +252,7 @@ class Pool:
                 )
         file = CheckpointFile(folder, self.layout)
         extra = [
-            tensor for tensor in file.tensors if tensor not in self._names and not tensor.endswith(".position_ids")
+            tensor for tensor in file.tensors if tensor not in self._shapes and not tensor.endswith(".position_ids")
         ]
         if extra:
             raise FwvizError(
@@ -229,7 +261,7 @@ class Pool:
         return file
 
     def _check_hash(self, folder: Path, sha256: str) -> None:
-        path = folder / "model.safetensors"
+        path = folder / weights_name(folder)
         key = str(path)
         if key not in self._checked and path.is_file() and path.stat().st_size <= _HASH_LIMIT:
             check_sha256(path, sha256)
@@ -248,6 +280,10 @@ class Pool:
         matrix = torch.empty(len(ids), self.layout.size, dtype=dtype, device=device)
         row = torch.empty(self.layout.size)
         for i, name in enumerate(ids):
+            if is_adapter(self._folder(name)):
+                parts = [self._parts(name, torch.float32)]
+                matrix[i] = LowRankTaskVectors(self.layout, [name], self.base, parts).vector(0)
+                continue
             file = self._checkpoint(name)
             raw = torch.empty(self.layout.size * file.itemsize, dtype=torch.uint8)
             file.read_flat(0, self.layout.size, row, raw)

@@ -66,7 +66,10 @@ def weight_type(name: str) -> str:
 
 
 def build_layout(
-    tensors: Mapping[str, tuple[int, ...]], include: Sequence[str] = ("",), exclude: Sequence[str] = ()
+    tensors: Mapping[str, tuple[int, ...]],
+    include: Sequence[str] = ("",),
+    exclude: Sequence[str] = (),
+    changed: frozenset[str] | None = None,
 ) -> ParamLayout:
     """Order the mergeable tensors by layer (stem, blocks, head), by natural sort inside a layer.
 
@@ -74,6 +77,7 @@ def build_layout(
         tensors: name → shape of every tensor of the model.
         include: prefixes; a tensor takes part if its name starts with one of them.
         exclude: names or prefixes that stay at the base nevertheless.
+        changed: the tensors that any checkpoint changes, where that is known (adapters); the others stay out.
 
     Raises:
         FwvizError: an ``include`` prefix matches nothing, or nothing is left to merge.
@@ -95,6 +99,8 @@ def build_layout(
             excluded[name] = "an index buffer, not a weight"
         elif 0 in shape:
             excluded[name] = "empty"
+        elif changed is not None and name not in changed:
+            excluded[name] = "no adapter changes it"
     names = sorted((name for name in tensors if name not in excluded), key=_sort_key)
     if not names:
         raise FwvizError("no tensor of the model is left to merge: relax 'include' or 'exclude'.")
