@@ -20,7 +20,7 @@ from torch import Tensor
 import fwviz.methods
 from fwviz.registry import Entry, describe_settings, entries, parse_settings
 from fwviz.space.vectors import ResidentTaskVectors
-from fwviz.types import GRANULARITIES, Problem, Step
+from fwviz.types import GRANULARITIES, LossName, Problem, Step
 from tests.toy import toy_problem
 
 NAMES = list(entries("methods"))
@@ -67,6 +67,12 @@ def short(method: Entry, **values: Any) -> Any:
     return parse_settings(method.settings, {k: v for k, v in {**SHORT, **values}.items() if k in names})
 
 
+def judged_by(method: Entry) -> LossName:
+    """The loss a method reports with its default settings."""
+    found: LossName = getattr(short(method), "loss", "cross_entropy")
+    return found
+
+
 def copied(steps: Iterator[Step]) -> list[Step]:
     """All steps, with what they only lend copied."""
     return [dataclasses.replace(s, delta=None if s.delta is None else s.delta.clone()) for s in steps]
@@ -106,7 +112,7 @@ def test_steps_are_well_formed(method: Entry, problem: Problem) -> None:
         assert all(step.loss is not None for step in steps if step.t > 0 or step.inner == 0)
         for step in steps:
             if step.inner == 0:
-                loss = float(problem.objective.losses(theta_of(problem, step)).mean())
+                loss = float(problem.objective.losses(theta_of(problem, step), loss=judged_by(method)).mean())
                 assert loss == pytest.approx(step.loss, rel=1e-4)
 
 

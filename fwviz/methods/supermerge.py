@@ -67,7 +67,8 @@ def supermerge(problem: Problem, settings: Settings) -> Iterator[Step]:
     family = parametrisation(settings.tanh).free(len(groups), vectors.n)
     theta = torch.empty_like(vectors.base)
     landscape = solver.Landscape(family, vectors, groups, problem.objective, "cross_entropy", theta)
-    start = torch.full((len(groups), vectors.n), first_weight(settings), dtype=torch.float64)
+    first = first_weight(settings.init, settings.init_scale, settings.tanh)
+    start = torch.full((len(groups), vectors.n), first, dtype=torch.float64)
     words = "the base" if settings.init == "base" else f"every coefficient {settings.init_scale:g}"
     yield from start_steps(landscape, start, words)
     rule = Rule(settings.updates, settings.learning_rate, settings.batch_size, settings.weight_decay, settings.anneal)
@@ -79,7 +80,7 @@ def parametrisation(tanh: bool) -> type[solver.Affine]:
     return solver.Tanh if tanh else solver.Affine
 
 
-def first_weight(settings: Settings) -> float:
+def first_weight(init: str, scale: float, tanh: bool) -> float:
     """The w whose coefficient is the initial one."""
-    scale = settings.init_scale if settings.init == "task_arithmetic" else 0.0
-    return math.atanh(scale) if settings.tanh else scale
+    coefficient = scale if init == "task_arithmetic" else 0.0
+    return math.atanh(coefficient) if tanh else coefficient
