@@ -127,6 +127,22 @@ class Landscape:
         return float(losses.mean()), self.narrow.pull_back(products, weights)
 
 
+class Moments:
+    """Adam's running means of gradients and their squares, β = (0.9, 0.999). Kingma & Ba (2015), algorithm 1."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._mean, self._square = torch.zeros_like(like), torch.zeros_like(like)
+        self._count = 0
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        """Take one gradient in; the mean gradient over the root of the mean square, both corrected for the start."""
+        self._count += 1
+        self._mean.mul_(0.9).add_(gradient, alpha=0.1)
+        self._square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        scale = (self._square / (1 - 0.999**self._count)).sqrt_().add_(1e-8)
+        return (self._mean / (1 - 0.9**self._count)).div_(scale)
+
+
 def adam(
     landscape: Landscape,
     start: Tensor,
@@ -148,15 +164,12 @@ def adam(
     Args: start (rows, m); ``rate`` the largest change of a weight per update; β = (0.9, 0.999). Kingma & Ba (2015).
     """
     weights = start.clone()
-    mean, square = torch.zeros_like(weights), torch.zeros_like(weights)
+    moments = Moments(weights)
     late: list[Tensor] = []
     for update in range(1, updates + 1):
         loss, gradient = landscape.slope(weights, batch_size, generator)
-        mean = 0.9 * mean + 0.1 * gradient
-        square = 0.999 * square + 0.001 * gradient.square()
-        step = (mean / (1 - 0.9**update)) / ((square / (1 - 0.999**update)).sqrt() + 1e-8)
         share = 0.55 + 0.45 * math.cos(math.pi * (update - 1) / updates) if decay else 1.0
-        weights = project((1.0 - rate * share * weight_decay) * weights - rate * share * step)
+        weights = project((1.0 - rate * share * weight_decay) * weights - rate * share * moments.direction(gradient))
         if decay and update > 0.75 * updates:
             late.append(weights)
         if update == updates and late:

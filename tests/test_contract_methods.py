@@ -32,6 +32,7 @@ SHORT: dict[str, Any] = {
     "trials": 4,
     "scale_points": 3,
     "updates": 4,
+    "mask_updates": 3,
 }
 
 

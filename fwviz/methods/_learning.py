@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fwviz import solver
 from fwviz.space import simplex
-from fwviz.types import Groups, Status, Step
+from fwviz.types import Groups, Status, Step, TaskVectors
 
 # Iterates of one run: each costs a pass over all samples, which updates on small batches make worth watching.
 ITERATES = 10
@@ -97,6 +97,19 @@ def learn(
             )
             t, done = t + 1, progress.update
     return weights
+
+
+def as_deltas(steps: Iterable[Step], vectors: TaskVectors, out: Tensor) -> Iterator[Step]:
+    """The same steps as differences to the base, for coefficients of changed task vectors ``vectors``.
+
+    A difference is rebuilt into ``out`` (P,), so of the updates inside an iterate only every tenth is shown.
+    """
+    for step in steps:
+        if step.inner == 0 or step.inner % 10 == 1:
+            assert step.coefficients is not None
+            groups = vectors.layout.groups(step.granularity)
+            delta = vectors.combine(step.coefficients, groups, out=out).sub_(vectors.base)
+            yield replace(step, coefficients=None, delta=delta, in_hull=None)
 
 
 def coefficient_words(rows: Tensor, groups: Groups, names: Sequence[str]) -> str:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fwviz import solver
 from fwviz.methods._answers import Answers
-from fwviz.methods._learning import BATCH_HELP, UPDATES_HELP, Rule, learn, start_steps, unit_box
+from fwviz.methods._learning import BATCH_HELP, UPDATES_HELP, Rule, as_deltas, learn, start_steps, unit_box
 from fwviz.registry import merge_method, setting
+from fwviz.space.transformed import elected
 from fwviz.types import GRANULARITIES, Granularity, Groups, LossName, Problem, Step
 
 
@@ -29,6 +30,12 @@ class Settings:
         "entropy",
         "Entropy of the predictions on unlabelled test inputs as in the paper, or cross-entropy on calibration labels.",
         choices=("entropy", "cross_entropy"),
+    )
+    plus_plus: bool = setting(
+        False, "AdaMerging++: learn coefficients of what TIES keeps, the largest entries that have the elected sign."
+    )
+    density: float = setting(
+        0.2, "Share of each task vector that is kept.", low=0.0, high=1.0, applies={"plus_plus": (True,)}
     )
     init_scale: float = setting(0.3, "Coefficient of every task vector at the start.", low=0.0, high=1.0)
     updates: int = setting(500, UPDATES_HELP, low=1, high=5000)
@@ -50,13 +57,22 @@ def adamerging(problem: Problem, settings: Settings) -> Iterator[Step]:
     everywhere. A model that gives every input the same confident answer has no entropy either: where the answers to a
     task narrow down to half the classes of the start, the note says so.
 
-    Args: ``problem``, ``settings``. Yields t = 0 before (inner = 1) and after its loss, then every update (inner > 0)
-    and ten iterates with their loss over all inputs.
+    ``plus_plus`` puts τ̂ᵢ, what steps 1 and 2 of TIES keep of τᵢ, in the place of τᵢ. The merge is then not linear in
+    the checkpoints and Steps carry ``delta``; τ̂ᵢ is made anew whenever it is read, from one byte per coordinate.
+
+    Args: ``problem``, ``settings``. Yields t = 0 before (inner = 1) and after its loss, then every update (inner > 0;
+    every tenth with ``plus_plus``) and ten iterates with their loss over all inputs.
     Deviations from the released code: coefficients are projected onto [0, 1] after each update; there they are clamped
     when merging only, so that one that has left the interval gets no gradient and never returns.
     Reference: Yang et al. (2024), AdaMerging, arXiv:2310.02575, eq. 5–7; settings of the released code.
     """
-    yield from adapt(problem, settings, problem.groups(settings.granularity))
+    groups = problem.groups(settings.granularity)
+    if not settings.plus_plus:
+        yield from adapt(problem, settings, groups)
+        return
+    vectors = elected(problem.vectors, settings.density)
+    delta = torch.empty_like(vectors.base)
+    yield from as_deltas(adapt(replace(problem, vectors=vectors), settings, groups), vectors, delta)
 
 
 def adapt(problem: Problem, settings: Settings, groups: Groups) -> Generator[Step, None, Tensor]:
