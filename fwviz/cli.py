@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,7 +210,7 @@ def _lens(argv: Sequence[str]) -> int:
     if options.out is not None and options.out.suffix not in (".csv", ".html"):
         raise FwvizError(f"{options.out.name} ends neither in .csv nor in .html: name one of the two.")
     chart = _chart_of(name, options.chart) if options.out is not None and options.out.suffix == ".html" else None
-    table = lens.run(**_lens_sources(tuple(parameters), options), **chosen)
+    table = _last(lens.run(**_lens_sources(tuple(parameters), options), **chosen))
     if chart is not None:
         entry("charts", chart).run(table).write_html(options.out, include_plotlyjs=True)
     else:
@@ -425,6 +425,18 @@ def _lens_sources(parameters: Sequence[str], options: argparse.Namespace) -> dic
     if "theta" not in parameters:
         return {"assembly": assembly}
     return {"assembly": assembly, "theta": merged_weights(trace, options.frame, assembly)}
+
+
+def _last(made: Any) -> Any:
+    """The table of a lens; of one that yields tables as it measures, the last."""
+    if not isinstance(made, Iterator):
+        return made
+    for table in made:
+        counts = getattr(table, "attrs", {})
+        if "total" in counts:
+            print(f"\r{counts['done']} of {counts['total']}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return table
 
 
 def _chart_of(lens: str, chosen: str | None) -> str:

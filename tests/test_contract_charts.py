@@ -243,6 +243,43 @@ def spectrum_variance(names: Names) -> pd.DataFrame:
     )
 
 
+def runs_on_top(names: Names, columns: tuple[str, str]) -> list[dict[str, Any]]:
+    """Rows of runs as the lenses of places give them."""
+    return [
+        {
+            "series": "path",
+            "run": f"run{i}",
+            "label": c,
+            "t": float(t),
+            columns[0]: 0.2 * t + 0.1 * i,
+            columns[1]: 0.3 * t,
+            "out_of_plane": 0.1 * i,
+            "task": "joint",
+            "loss": 1.0 / (t + 1),
+            "accuracy": 0.5,
+            "final": t == 4,
+        }
+        for i, c in enumerate(names[1])
+        for t in range(5)
+    ]
+
+
+def landscape(names: Names) -> pd.DataFrame:
+    side = 41 if len(names[2]) > 100 else 9
+    rows: list[dict[str, Any]] = [
+        {"series": "corner", "model": c, "x": x, "y": y, "column": -1, "row": -1, "stride": 0}
+        for c, x, y in zip(["base", *names[1][:2]], (0.0, 3.0, 1.0), (0.0, 0.0, 2.0), strict=True)
+    ]
+    for stride in (8, 4, 2, 1):
+        for i, j in np.ndindex(side, side):
+            if i % stride == j % stride == 0 and (stride == 8 or i % (2 * stride) or j % (2 * stride)):
+                rows.append({"series": "grid", "column": i, "row": j, "stride": stride, "x": i / 4 - 1, "y": j / 4 - 1})
+    table = pd.DataFrame(rows)
+    loss = 0.1 + (table["x"] - 1) ** 2 + (table["y"] - 0.5) ** 2
+    table = table.assign(task="joint", loss=loss, accuracy=1 / (1 + loss), samples=64)
+    return pd.concat([table, pd.DataFrame(runs_on_top(names, ("x", "y")))], ignore_index=True)
+
+
 # Every chart, a table for it, and the columns whose numbers it draws.
 FEEDS: dict[str, tuple[Callable[[Names], pd.DataFrame], tuple[str, ...]]] = {
     "lmo_bars": (lmo, ("score",)),
@@ -263,6 +300,7 @@ FEEDS: dict[str, tuple[Callable[[Names], pd.DataFrame], tuple[str, ...]]] = {
     "magnitudes": (magnitudes, ("median",)),
     "similarity": (partial(pairs, "cosine"), ("cosine",)),
     "sign_conflict": (partial(pairs, "conflict"), ("conflict",)),
+    "landscape_contour": (landscape, ("loss",)),
 }
 CHARTS = sorted(registry.entries("charts"))
 

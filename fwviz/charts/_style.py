@@ -34,6 +34,7 @@ class Palette:
     normal vision and simulated protanopia, deuteranopia, tritanopia) with a contrast of at least 3:1; the first four
     are the most distinct. ``wanted`` marks what lowers the loss, ``unwanted`` what raises it: blue and orange, safe for
     all three. ``diverging`` runs from wanted to unwanted at :data:`DIVERGING_STOPS`.
+    ``sequential`` runs evenly from the best value to the worst, which fades into the page; its lightness is monotonic.
     """
 
     ink: str
@@ -46,6 +47,7 @@ class Palette:
     unwanted: str
     series: tuple[str, ...]
     diverging: tuple[str, ...]
+    sequential: tuple[str, ...]
 
 
 DIVERGING_STOPS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)
@@ -62,6 +64,7 @@ PALETTES: Mapping[str, Palette] = {
         unwanted="#c2560c",
         series=("#395798", "#a3480a", "#168c6b", "#e161ba", "#a09316", "#7d5ada", "#dc4e69", "#0099b0"),
         diverging=("#173a8a", "#3f72d3", "#b3ccf3", "#f4f6f8", "#f6cfae", "#d9762b", "#8a3a06"),
+        sequential=("#0b2a52", "#1d5b8a", "#2f8f9d", "#6fbf9b", "#b9dfa0", "#e9f0bd", "#fbf8e3"),
     ),
     "dark": Palette(
         ink="#e7ecf3",
@@ -74,6 +77,7 @@ PALETTES: Mapping[str, Palette] = {
         unwanted="#f0883e",
         series=("#6293fe", "#e97224", "#5ff0c1", "#c47eab", "#ebda44", "#c3b6ff", "#f08f9a", "#53bbd0"),
         diverging=("#a9c7ff", "#5b8dfb", "#2a4a8c", "#1d2738", "#70421d", "#e0812f", "#ffc38a"),
+        sequential=("#f4f9c8", "#c5e59a", "#7ccba2", "#3aa0a8", "#2a6f96", "#23406b", "#1a2340"),
     ),
 }
 

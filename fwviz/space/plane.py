@@ -32,7 +32,7 @@ class Place:
 
     @property
     def share(self) -> float:
-        """``outside`` ÷ ``distance``, in [0, 1]: 0 in the plane, 1 straight above the origin; 0 at the origin itself."""
+        """``outside`` ÷ ``distance``, in [0, 1]: 0 in the plane and at the origin, 1 straight above the origin."""
         return min(self.outside / self.distance, 1.0) if self.distance > 0.0 else 0.0
 
 
@@ -118,9 +118,9 @@ class Projector:
 
 
 def plane_through(vectors: TaskVectors, models: Sequence[str]) -> Plane:
-    """The plane through three models, each a checkpoint's name or "base"; the first is the origin, x leads to the second.
+    """The plane through three models, each a checkpoint's name or "base"; the first is the origin, x leads to the next.
 
-    Reads the checkpoints named, twice. Raises FwvizError if a model is unknown, named twice, or the three lie on a line.
+    Reads the checkpoints named, twice. FwvizError if a model is unknown or named twice, or if the three lie on a line.
     """
     if len(models) != 3 or len(set(models)) < 3:
         raise FwvizError(f"a plane needs three different models, but this is {', '.join(models) or 'none'}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import overload
 
@@ -57,8 +58,24 @@ class Evaluator:
         self._cards = {task: card.task(task) for task in self.tasks}
         self._heads = scaled_heads(backbone, {task: heads[task] for task in self.tasks})
         self._quick: dict[str, tuple[Tensor, Tensor]] | None = None
-        self._quick_count, self._seed = quick_count, seed
+        self._quick_count, self._seed, self._quick_split = quick_count, seed, QUICK_SPLIT
         self._chunk = backbone.chunk if chunk is None else chunk
+
+    def focused(self, tasks: Sequence[str], *, split: Split = QUICK_SPLIT, count: int = QUICK_COUNT) -> Evaluator:
+        """The same tower judging some of the tasks, ``quick`` on ``count`` samples of a split: for many points.
+
+        On the same number of samples of the validation split its quick scores are those of the evaluator itself.
+        """
+        for task in tasks:
+            if task not in self._cards:
+                raise FwvizError(f"there is no task {task!r} to evaluate: choose from {', '.join(self.tasks)}.")
+        if count < 1:
+            raise FwvizError(f"a score needs at least one sample, not {count}.")
+        other = copy.copy(self)
+        other.tasks = tuple(tasks)
+        other._cards = {task: self._cards[task] for task in tasks}
+        other._quick, other._quick_split, other._quick_count = None, split, count
+        return other
 
     @overload
     def quick(
@@ -129,7 +146,7 @@ class Evaluator:
         return scores
 
     def _subset(self, task: str) -> tuple[Tensor, Tensor]:
-        data = load_split(self._card, self._cards[task], QUICK_SPLIT)
+        data = load_split(self._card, self._cards[task], self._quick_split)
         rows = stratified_subset(data.labels, self._quick_count, self._seed)
         return data.inputs[rows], data.labels[rows]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,9 @@ from fwviz.pools.open import Pool
 from fwviz.runs.assemble import Assembly
 from fwviz.runs.trace import Trace
 
+SMALL: dict[str, dict[str, Any]] = {  # of lenses that measure a lot
+    "landscape": {"resolution": 3, "samples": 8},
+}
 CHART_OF = {chart.facts["lens"]: name for name, chart in registry.entries("charts").items()}
 
 
@@ -40,7 +44,8 @@ def test_columns_are_documented_and_the_chart_draws_them(
     entry = registry.entry("lenses", name)
     kind = next(iter(inspect.signature(entry.run).parameters))
     source = {"assembly": assembly, "trace": soft, "traces": [soft, average]}[kind]
-    table = entry.run(source)
+    made = entry.run(source, **SMALL.get(name, {}))
+    table = made if isinstance(made, pd.DataFrame) else list(made)[-1]  # a lens that grows: its last table
     assert len(table)
     undocumented = [column for column in table.columns if f"``{column}``" not in entry.doc]
     assert not undocumented
