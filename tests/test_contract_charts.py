@@ -264,6 +264,36 @@ def runs_on_top(names: Names, columns: tuple[str, str]) -> list[dict[str, Any]]:
     ]
 
 
+def simplex(names: Names) -> pd.DataFrame:
+    steps = 24 if len(names[2]) > 100 else 8
+    corner = {"series": "corner", "column": -1, "row": -1, "stride": 0}
+    rows: list[dict[str, Any]] = [
+        corner | {"model": c, **{f"lambda_{k + 1}": float(i == k) for k in range(3)}}
+        for i, c in enumerate(names[1][:3])
+    ]
+    for stride in (8, 4, 2, 1):
+        for i, j in np.ndindex(steps + 1, steps + 1):
+            coarser = stride < 8 and i % (2 * stride) == j % (2 * stride) == 0
+            if i + j <= steps and i % stride == j % stride == 0 and not coarser:
+                shares = {"lambda_1": 1 - (i + j) / steps, "lambda_2": i / steps, "lambda_3": j / steps}
+                rows.append({"series": "grid", "column": i, "row": j, "stride": stride, **shares})
+    table = pd.DataFrame(rows)
+    loss = 0.1 + (table["lambda_1"] - 0.5) ** 2 + (table["lambda_2"] - 0.3) ** 2
+    table = table.assign(task="joint", loss=loss, accuracy=1 / (1 + loss), samples=64)
+    runs = pd.DataFrame(runs_on_top(names, ("lambda_1", "lambda_2")))
+    return pd.concat([table, runs.assign(lambda_3=1 - runs["lambda_1"] - runs["lambda_2"])], ignore_index=True)
+
+
+def interpolation(names: Names) -> pd.DataFrame:
+    gammas = np.linspace(0, 1, 21)
+    rows = [
+        {"task": t, "gamma": g, "loss": 0.5 + k / 9 + g * (1 - g), "accuracy": 0.5 - 0.1 * g}
+        for k, t in enumerate(("joint", *names[0]))
+        for g in gammas
+    ]
+    return pd.DataFrame(rows).assign(start_title="base", end_title=names[1][0], way=f"base → {names[1][0]}")
+
+
 def landscape(names: Names) -> pd.DataFrame:
     side = 41 if len(names[2]) > 100 else 9
     rows: list[dict[str, Any]] = [
@@ -301,6 +331,8 @@ FEEDS: dict[str, tuple[Callable[[Names], pd.DataFrame], tuple[str, ...]]] = {
     "similarity": (partial(pairs, "cosine"), ("cosine",)),
     "sign_conflict": (partial(pairs, "conflict"), ("conflict",)),
     "landscape_contour": (landscape, ("loss",)),
+    "simplex_triangle": (simplex, ("loss",)),
+    "interpolation_curve": (interpolation, ("loss",)),
 }
 CHARTS = sorted(registry.entries("charts"))
 

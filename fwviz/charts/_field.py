@@ -14,6 +14,7 @@ from fwviz.charts import _style as style
 
 Value = Literal["loss", "accuracy"]
 VALUES: tuple[Value, ...] = ("loss", "accuracy")
+Place = Callable[[pd.DataFrame], tuple[np.ndarray, np.ndarray]]
 
 KEY_RUNS = 8  # runs named under the picture
 
@@ -126,77 +127,60 @@ def paths(data: pd.DataFrame, theme: style.Theme, until: float) -> list[Path]:
     return found
 
 
-def sentence(path: Path, row: Any, what: str, verdict: str) -> str:
-    """The hover text of one iterate; ``what`` names the picture, ``verdict`` what follows from the share outside."""
-    lines = [f"<b>{style.safe(path.label)}</b>, t = {row.t:g}"]
+def sentence(row: Any, where: str) -> str:
+    """What the hover text says of one iterate; ``where`` names the picture that it is outside of."""
+    lines = [f"t = {row.t:g}"]
     if np.isfinite(row.out_of_plane):
-        lines.append(f"{style.percent(row.out_of_plane, 0)} of its distance lies outside the {what}{verdict}")
-    for name, unit in (("loss", " nats"), ("accuracy", "")):
+        lines.append(f"{style.percent(row.out_of_plane, 0)} outside the {where}")
+    own = []
+    for name in VALUES:
         value = getattr(row, name, math.nan)
         if isinstance(value, float) and np.isfinite(value):
-            said = style.percent(value) if name == "accuracy" else style.number(value, signed=False)
-            lines.append(f"its own {name}, all tasks together: {said}{unit}")
+            own.append(f"{name} {_said(name, value)}")
+    if own:
+        lines.append(f"its own {', '.join(own)} over all tasks")
     return "<br>".join(lines)
 
 
-def drawn(
-    path: Path, place: Callable[[pd.DataFrame], tuple[Any, Any]], theme: style.Theme, hover: Sequence[str]
-) -> list[dict[str, Any]]:
+def _said(name: Value, value: float) -> str:
+    return style.percent(value) if name == "accuracy" else f"{style.number(value, signed=False)} nats"
+
+
+def drawn(path: Path, place: Place, theme: style.Theme, hover: Sequence[str]) -> list[dict[str, Any]]:
     """A path with a dot per iterate and a large one where it stands."""
     colours = style.palette(theme)
-    x, y = place(path.rows)
-    steps = [float(t) for t in path.rows["t"]]
-    shared = {"type": "scatter", "hovertemplate": "%{hovertext}<extra></extra>", "cliponaxis": True}
-    meta = style.names("t", keys=("t",), of={"run": path.run})
+    x, y = (style.f4(values) for values in place(path.rows))
+    sizes = np.full(len(x), 6, dtype=np.uint8)
+    sizes[-1] = 13
     traces: list[dict[str, Any]] = []
-    if len(path.rows) > 1:
+    if len(x) > 1:
         halo = {"color": colours.surface, "width": 5}
-        line = {"color": path.colour, "width": 2.5} | ({"dash": path.dash} if path.dash != "solid" else {})
-        traces.append(
-            {
-                **shared,
-                "mode": "lines",
-                "name": "",
-                "x": style.f4(x),
-                "y": style.f4(y),
-                "line": halo,
-                "hoverinfo": "skip",
-            }
-        )
-        traces[-1].pop("hovertemplate")
-        traces.append(
-            {
-                **shared,
-                "mode": "lines+markers",
-                "name": style.short(path.label, 30),
-                "x": style.f4(x),
-                "y": style.f4(y),
-                "line": line,
-                "marker": {"size": 6, "color": path.colour, "line": {"width": 1, "color": colours.surface}},
-                "customdata": [[step] for step in steps],
-                "hovertext": list(hover),
-                "meta": meta,
-            }
-        )
+        shared = {"type": "scatter", "mode": "lines", "name": "", "x": x, "y": y}
+        traces.append({**shared, "line": halo, "hoverinfo": "skip"})
     traces.append(
         {
-            **shared,
-            "mode": "markers",
+            "type": "scatter",
+            "mode": "lines+markers",
             "name": style.short(path.label, 30),
-            "x": style.f4(x)[-1:],
-            "y": style.f4(y)[-1:],
-            "marker": {"size": 13, "color": path.colour, "line": {"width": 2, "color": colours.surface}},
-            "customdata": [[steps[-1]]],
-            "hovertext": [hover[-1]],
-            "meta": meta,
+            "x": x,
+            "y": y,
+            "line": {"color": path.colour, "width": 2.5} | ({"dash": path.dash} if path.dash != "solid" else {}),
+            "marker": {
+                "size": sizes,
+                "opacity": 1,
+                "color": path.colour,
+                "line": {"width": 1.5, "color": colours.surface},
+            },
+            "customdata": [[float(t)] for t in path.rows["t"]],
+            "hovertext": list(hover),
+            "hovertemplate": f"<b>{style.short(path.label, 60)}</b>, %{{hovertext}}<extra></extra>",
+            "meta": style.names("t", keys=("t",), of={"run": path.run}),
         }
     )
     return traces
 
 
-def shares(
-    found: Sequence[Path], place: Callable[[pd.DataFrame], tuple[Any, Any]], theme: style.Theme
-) -> list[dict[str, Any]]:
+def shares(found: Sequence[Path], place: Place, theme: style.Theme) -> list[dict[str, Any]]:
     """The share outside, written beside where each run stands."""
     colours = style.palette(theme)
     texts = []

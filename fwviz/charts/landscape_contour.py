@@ -65,7 +65,7 @@ def landscape_contour(
         return part["x"].to_numpy(dtype=float), part["y"].to_numpy(dtype=float)
 
     for path in found:
-        hover = [field.sentence(path, row, "plane", "") for row in path.rows.itertuples()]
+        hover = [field.sentence(row, "plane") for row in path.rows.itertuples()]
         traces += field.drawn(path, place, theme, hover)
     names, room = field.names_below(found, theme, narrow, 36)
     side = 300 if narrow else 430

@@ -82,7 +82,9 @@ def judge(assembly: Assembly, task: str, split: Split, samples: int) -> Measure:
 
 def task_rows(scores: Mapping[str, Score]) -> list[dict[str, Any]]:
     """One row per task with loss (nats), accuracy and samples; with several tasks "joint", their mean, comes first."""
-    rows = [{"task": t, "loss": s.loss, "accuracy": s.accuracy, "samples": s.count} for t, s in scores.items()]
+    rows: list[dict[str, Any]] = [
+        {"task": t, "loss": s.loss, "accuracy": s.accuracy, "samples": s.count} for t, s in scores.items()
+    ]
     if len(rows) > 1:
         means = {column: float(np.mean([row[column] for row in rows])) for column in ("loss", "accuracy")}
         rows.insert(0, {"task": JOINT, **means, "samples": sum(row["samples"] for row in rows)})

@@ -34,6 +34,12 @@ class Located:
         values = self.frame.task_loss.values() if self.frame else ()
         return math.fsum(values) / len(values) if values else math.nan
 
+    @property
+    def accuracy(self) -> float:
+        """Mean over tasks of the accuracy measured during the run; NaN if it was not."""
+        mean = self.frame.mean_accuracy if self.frame else None
+        return math.nan if mean is None else mean
+
 
 def with_checkpoints_of(assembly: Assembly, traces: Sequence[Trace]) -> TaskVectors:
     """Task vectors of the recipe's checkpoints, then of those that only the runs merged.

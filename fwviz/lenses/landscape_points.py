@@ -88,7 +88,7 @@ def landscape_points(
                     "method": item.method,
                     "t": float(item.frame.t),
                     "loss": item.loss,
-                    "accuracy": math.nan if item.frame.mean_accuracy is None else item.frame.mean_accuracy,
+                    "accuracy": item.accuracy,
                     "final": item.final,
                 }
             )

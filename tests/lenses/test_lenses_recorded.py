@@ -25,6 +25,8 @@ from fwviz.runs.trace import Trace
 
 SMALL: dict[str, dict[str, Any]] = {  # of lenses that measure a lot
     "landscape": {"resolution": 3, "samples": 8},
+    "simplex": {"steps": 2, "samples": 8},
+    "interpolation": {"points": 3, "samples": 8},
 }
 CHART_OF = {chart.facts["lens"]: name for name, chart in registry.entries("charts").items()}
 
