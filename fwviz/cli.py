@@ -133,7 +133,7 @@ def _merge(argv: Sequence[str]) -> int:
     parser = _parser("merge", _merge)
     _add_recipe_options(parser, argv)
     parser.add_argument("--out", type=Path, metavar="DIR", help="also write the merged weights into this new folder")
-    parser.add_argument("--format", choices=("clip_model", "vision_model"), default="clip_model", help="what to write")
+    _add_format_options(parser)
     parser.add_argument("--runs", type=Path, metavar="DIR", help="run store (FWVIZ_RUNS or ~/.cache/fwviz/runs)")
     options = parser.parse_args(argv)
     recipe = _recipe(options)
@@ -158,7 +158,7 @@ def _merge(argv: Sequence[str]) -> int:
     _print_results(trace)
     if options.out is not None:
         kept = RunStore(options.runs).extension(writer.id)
-        print(f"weights: {export_weights(trace, -1, options.out, options.format, kept=kept)}")
+        print(f"weights: {export_weights(trace, -1, options.out, options.format, kept=kept, rank=options.rank)}")
     return 0
 
 
@@ -224,7 +224,7 @@ def _export(argv: Sequence[str]) -> int:
     parser.add_argument("run", nargs="?", metavar="RUN", help="id of a recorded run")
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="a recipe (YAML or JSON) to run instead")
     parser.add_argument("--frame", type=int, default=-1, help="index of the frame, negative from the end (-1)")
-    parser.add_argument("--format", choices=("clip_model", "vision_model"), default="clip_model", help="(clip_model)")
+    _add_format_options(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="a new or empty folder")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="run store (FWVIZ_RUNS or ~/.cache/fwviz/runs)")
     options = parser.parse_args(argv)
@@ -236,7 +236,7 @@ def _export(argv: Sequence[str]) -> int:
     store = RunStore(options.runs)
     source = store.load(options.run) if options.run else _read_recipe(options.recipe, {})
     kept = store.extension(options.run) if options.run else None
-    print(export_weights(source, options.frame, options.out, options.format, kept=kept))
+    print(export_weights(source, options.frame, options.out, options.format, kept=kept, rank=options.rank))
     return 0
 
 
@@ -389,6 +389,12 @@ def _complete(values: dict[str, Any]) -> Recipe:
         if values.get(name) == ["all"]:
             values = {**values, name: [item.id for item in everything]}
     return Recipe.from_dict(values, card)
+
+
+def _add_format_options(parser: argparse.ArgumentParser) -> None:
+    formats = ("clip_model", "vision_model", "model", "adapter")
+    parser.add_argument("--format", choices=formats, help="what to write (the pool's own: clip_model or model)")
+    parser.add_argument("--rank", type=int, help="rank of an adapter (as many as its parts have together: exact)")
 
 
 def _value_of(flag: str, argv: Sequence[str]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ class AdapterConfig:
     alphas: tuple[tuple[str, float], ...] = ()
     feedforward: tuple[str, ...] | str = ()
     kept: tuple[str, ...] = ()  # modules saved whole beside the adapter
+    task_type: str | None = None
 
     def scale_of(self, module: str, rank: int) -> float:
         """The factor s in ΔW = s·B·A."""
@@ -80,6 +82,7 @@ def read_config(folder: Path) -> AdapterConfig:
     kind = str(values.get("peft_type", "")).upper()
     kept = _names(path, values, "modules_to_save")
     transposed = _flag(path, values, "fan_in_fan_out")
+    task_type = values.get("task_type") if isinstance(values.get("task_type"), str) else None
     if kind == "IA3":
         feedforward = values.get("feedforward_modules")
         return AdapterConfig(
@@ -89,6 +92,7 @@ def read_config(folder: Path) -> AdapterConfig:
             if isinstance(feedforward, str)
             else _names(path, values, "feedforward_modules"),
             kept=kept,
+            task_type=task_type,
         )
     if kind != "LORA":
         raise FwvizError(
@@ -121,6 +125,7 @@ def read_config(folder: Path) -> AdapterConfig:
             for key, value in _table(path, values, "alpha_pattern").items()
         ),
         kept=kept,
+        task_type=task_type,
     )
 
 
@@ -154,6 +159,15 @@ class AdapterFile:
     def changes(self) -> frozenset[str]:
         """Names of the base's tensors the adapter changes."""
         return frozenset((*self._low, *self._rescaled, *self._dense))
+
+    @property
+    def modules(self) -> dict[str, str]:
+        """Tensor of the base changed at low rank → the module PEFT knows it as."""
+        return {name: module for name, (_, _, module) in self._low.items()}
+
+    def is_embedding(self, name: str) -> bool:
+        """Whether a tensor is an embedding table, whose factors PEFT names otherwise."""
+        return name in self._low and "embedding" in self._low[name][0]
 
     def read(self, base: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> dict[str, Part]:
         """The parts by the name of the tensor they change, for those in ``base`` (name → float32 tensor).
@@ -285,6 +299,55 @@ class AdapterFile:
         if not bool(tensor.isfinite().all()):
             raise FwvizError(f"{self.file.path}: tensor {name!r} holds NaN or infinity: leave it out or restore it.")
         return tensor
+
+
+def write_lora(
+    folder: Path, factors: Mapping[str, LowRank], like: Sequence[AdapterFile], base_name: str | None = None
+) -> None:
+    """Write factors as a LoRA folder that ``PeftModel.from_pretrained`` loads; ΔW of each tensor is exactly up·down.
+
+    Ranks may differ between tensors; alpha is the rank, so that the scale is 1. ``like`` are the adapters the factors
+    came from: they say what PEFT calls the modules.
+
+    Raises:
+        FwvizError: there is nothing to write, or the adapters store their matrices in different orientations.
+    """
+    from safetensors.torch import save_file
+
+    if not factors:
+        raise FwvizError("the merge is the base itself: there is no adapter to write.")
+    if len({file.config.transposed for file in like}) > 1:
+        raise FwvizError("the adapters differ in fan_in_fan_out: export the merged weights instead.")
+    modules = {name: module for file in reversed(like) for name, module in file.modules.items()}
+    transposed = like[0].config.transposed
+    tensors: dict[str, Tensor] = {}
+    for name, part in factors.items():
+        embedding = any(file.is_embedding(name) for file in like)
+        flipped = embedding or transposed
+        down, up = (part.up.T, part.down.T) if flipped else (part.down, part.up)
+        stem = f"{_PREFIX}{modules[name]}"
+        names = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
+        tensors |= {f"{stem}.{names[0]}": down.cpu().contiguous(), f"{stem}.{names[1]}": up.cpu().contiguous()}
+    ranks = {re.escape(modules[name]): part.up.shape[1] for name, part in factors.items()}
+    most = max(ranks.values())
+    config = {
+        "peft_type": "LORA",
+        "task_type": like[0].config.task_type,
+        "base_model_name_or_path": base_name,
+        "r": most,
+        "lora_alpha": most,
+        "rank_pattern": ranks,
+        "alpha_pattern": ranks,
+        "target_modules": [modules[name] for name in factors],
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": transposed,
+        "inference_mode": True,
+        "init_lora_weights": True,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 # --- values of the configuration ----------------------------------------------------------------

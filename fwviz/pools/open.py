@@ -92,7 +92,7 @@ class Pool:
     def __init__(self, card: PoolCard) -> None:
         """Reads the base's header and configuration only."""
         self.card = card
-        self._base_dir = card.root / card.base["path"]
+        self.base_dir = card.root / card.base["path"]
         self._lock = threading.RLock()
         self._encoder: dict[str, Tensor] | None = None
         self._base: Tensor | None = None
@@ -102,14 +102,14 @@ class Pool:
         self._checked: set[str] = set()
 
         self._family = FAMILIES[card.family]
-        self.architecture: Architecture = self._family.read(self._base_dir, card.base)
+        self.architecture: Architecture = self._family.read(self.base_dir, card.base)
         file = self._base_file()
         shapes = {name: info.shape for name, info in file.tensors.items()}
         file.close()
         self._shapes = shapes
         adapters = [c.id for c in card.checkpoints if is_adapter(card.root / c.path)]
         self.all_adapters = len(adapters) == len(card.checkpoints)
-        changed = frozenset().union(*(self._adapter(name).changes for name in adapters)) if self.all_adapters else None
+        changed = frozenset().union(*(self.adapter(name).changes for name in adapters)) if self.all_adapters else None
         self.layout: ParamLayout = build_layout(shapes, card.include, card.exclude, changed)
         for name in self.layout.names:
             if name not in self.architecture.tensors:
@@ -129,6 +129,11 @@ class Pool:
         self._read_base()
         assert self._base is not None
         return self._base
+
+    @property
+    def base_name(self) -> str:
+        """What others call the base: its id on the Hub, else its folder."""
+        return str(self.card.base.get("hub") or self.card.base["path"])
 
     def base_tensors(self) -> dict[str, Tensor]:
         """Every tensor of the base, merged or not, in its saved dtype; read anew."""
@@ -199,13 +204,13 @@ class Pool:
     # --- files ------------------------------------------------------------------------------------
 
     def _base_file(self) -> SafetensorsFile:
-        return SafetensorsFile(self._base_dir / "model.safetensors")
+        return SafetensorsFile(self.base_dir / "model.safetensors")
 
     def _read_base(self) -> dict[str, Tensor]:
         """The encoder's tensors in float32; the merged ones are views of ``base``."""
         with self._lock:
             if self._encoder is None:
-                self._check_hash(self._base_dir, self.card.base["sha256"])
+                self._check_hash(self.base_dir, self.card.base["sha256"])
                 file = self._base_file()
                 tensors = {name: file.read(name).float() for name in self.architecture.tensors}
                 file.close()
@@ -219,7 +224,7 @@ class Pool:
     def _folder(self, name: str) -> Path:
         return self.card.root / self.card.checkpoint(name).path
 
-    def _adapter(self, name: str) -> AdapterFile:
+    def adapter(self, name: str) -> AdapterFile:
         """Open one adapter and compare it with the base."""
         self._check_hash(self._folder(name), self.card.checkpoint(name).sha256)
         try:
@@ -229,7 +234,7 @@ class Pool:
 
     def _parts(self, name: str, dtype: torch.dtype) -> dict[str, Part]:
         """What an adapter adds to the merged tensors."""
-        file = self._adapter(name)
+        file = self.adapter(name)
         try:
             return file.read(unflatten(self.layout, self.base), dtype)
         except FwvizError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,63 +13,142 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fwviz.backbones.families import FAMILIES
+from fwviz.pools.adapters import write_lora
 from fwviz.registry import entry
 from fwviz.runs.assemble import Assembly, assemble
 from fwviz.runs.merged import save_parts
 from fwviz.runs.recipe import Recipe
 from fwviz.runs.runner import execute
 from fwviz.runs.trace import Trace
+from fwviz.space.lowrank import LowRank, LowRankTaskVectors, truncate
 from fwviz.tasks.extended import stored_bytes
 from fwviz.tasks.heads import scaled_heads
 from fwviz.types import Extension, FwvizError
 
-ExportFormat = Literal["clip_model", "vision_model"]
-EXPORT_FORMATS: tuple[ExportFormat, ...] = ("clip_model", "vision_model")
+ExportFormat = Literal["clip_model", "vision_model", "model", "adapter"]
+# Family → format → the class that loads it. The first format is the family's default.
+LOADERS: dict[str, dict[ExportFormat, str]] = {
+    "clip_vision": {"clip_model": "CLIPModel", "vision_model": "CLIPVisionModelWithProjection"},
+    "sentence_encoder": {"model": "AutoModel", "adapter": "PeftModel"},
+}
+EXPORT_FORMATS: tuple[ExportFormat, ...] = tuple(dict.fromkeys(f for formats in LOADERS.values() for f in formats))
 
 VISION_PREFIXES = ("vision_model.", "visual_projection.")
-LOADERS: dict[ExportFormat, str] = {"clip_model": "CLIPModel", "vision_model": "CLIPVisionModelWithProjection"}
 
 
 def export_weights(
     source: Trace | Recipe,
     index: int,
     folder: Path | str,
-    format: ExportFormat = "clip_model",
+    format: ExportFormat | None = None,
     *,
     kept: Extension | None = None,
+    rank: int | None = None,
 ) -> Path:
     """Write the merged model of one frame to a new or empty folder; a recipe is run first. Returns the folder.
 
     ``clip_model`` is the whole CLIP (merged image tower, the base's text tower), ``vision_model`` the image tower
-    alone; both float32 and loadable by ``from_pretrained``. Tokenizer and preprocessor of the base are copied,
-    ``recipe.yaml`` and a model card ``README.md`` added. Heads, experts and router lie beside it for
-    :func:`fwviz.runs.merged.load_merged`.
+    alone, ``model`` a whole text encoder; all float32 and loadable by ``from_pretrained``. Tokenizer and preprocessor
+    of the base are copied, ``recipe.yaml`` and a model card ``README.md`` added. Heads, experts and router lie beside
+    them for :func:`fwviz.runs.merged.load_merged`. ``adapter``, for a pool of adapters, is a LoRA for the unchanged
+    base: exact for a linear merge, else (or with ``rank``) the best of a rank, its error in the model card.
 
     ``kept`` is the extension of the last iterate if the run store has it (:meth:`fwviz.runs.store.RunStore.extension`),
     else the method is run again for it. Raises FwvizError if the folder is not empty or the run has no such frame.
     """
     target = Path(folder)
-    if format not in EXPORT_FORMATS:
+    if rank is not None and rank < 1:
+        raise FwvizError(f"an adapter of rank {rank} is none: give a rank of at least 1.")
+    if format is not None and format not in EXPORT_FORMATS:
         raise FwvizError(f"there is no export format {format!r}: choose from {', '.join(EXPORT_FORMATS)}.")
     check_target(target)
     trace = execute(source) if isinstance(source, Recipe) else source
     if trace.status == "failed" and isinstance(source, Recipe):
         raise FwvizError(trace.note)
     assembly = assemble(trace.recipe)
+    chosen = format_of(assembly, format)
     theta, extension = merged_parts(trace, index, assembly, kept)
     partial = target.with_name(target.name + ".partial")
     check_target(partial)
-    _write_model(assembly, theta, partial, format)
-    heads = scaled_heads(assembly.pool.backbone(), assembly.pool.heads(trace.tasks))
-    weights = {task: head.weight.cpu() for task, head in heads.items()}
-    save_parts(partial, assembly.pool.card, assembly.problem.vectors.layout, weights, extension)
+    error = 0.0
+    if chosen == "adapter":
+        error = write_adapter(trace, index, assembly, theta, extension, partial, rank)
+    else:
+        _write_model(assembly, theta, partial, chosen)
+        heads = scaled_heads(assembly.pool.backbone(), assembly.pool.heads(trace.tasks))
+        weights = {task: head.weight.cpu() for task, head in heads.items()}
+        save_parts(partial, assembly.pool.card, assembly.problem.vectors.layout, weights, extension)
     (partial / "recipe.yaml").write_text(trace.recipe.to_yaml(), encoding="utf-8")
-    text = model_card(trace, index, assembly, format, extension)
+    text = model_card(trace, index, assembly, chosen, extension, error)
     (partial / "README.md").write_text(text, encoding="utf-8")
     if target.is_dir():
         target.rmdir()
     partial.replace(target)
     return target
+
+
+def format_of(assembly: Assembly, format: ExportFormat | None) -> ExportFormat:
+    """The format, or the default of the pool's family; FwvizError if the pool cannot be written so."""
+    known = LOADERS[assembly.pool.card.family]
+    chosen = next(iter(known)) if format is None else format
+    if chosen not in known:
+        raise FwvizError(
+            f"pool {assembly.pool.card.id!r} has no export format {chosen!r}: choose {' or '.join(known)}."
+        )
+    if chosen == "adapter" and not assembly.pool.all_adapters:
+        raise FwvizError(f"pool {assembly.pool.card.id!r} holds whole checkpoints: export them as 'model'.")
+    return chosen
+
+
+def write_adapter(
+    trace: Trace,
+    index: int,
+    assembly: Assembly,
+    theta: Tensor,
+    extension: Extension | None,
+    folder: Path,
+    rank: int | None = None,
+) -> float:
+    """Write the merge of a frame as one LoRA; returns what it misses of the update, as a share of its norm.
+
+    A linear merge is Σᵢ λᵢ·sᵢ·BᵢAᵢ: its factors side by side have rank Σ rᵢ and miss nothing. Any other merge, or one
+    with a smaller ``rank`` asked for, gets the best factors of that rank (truncated SVD), tensor by tensor.
+    """
+    vectors = assembly.problem.vectors
+    if extension is not None:
+        raise FwvizError("a merge with experts or a router is no single adapter: export it as 'model'.")
+    if not isinstance(vectors, LowRankTaskVectors):
+        raise FwvizError("only a merge of adapters can be written as an adapter: export it as 'model'.")
+    coefficients = trace.frame(index).coefficients
+    layout = vectors.layout
+    exact: dict[str, LowRank | None] = {}
+    if coefficients is not None:
+        groups = layout.groups(trace.frame(index).granularity)
+        owner = [bisect_right(groups.bounds, offset) - 1 for offset in layout.offsets[:-1]]
+        exact = vectors.factors(torch.as_tensor(coefficients)[owner])
+    most = vectors.factors(torch.ones(len(layout.names), vectors.n))
+    factors: dict[str, LowRank] = {}
+    missed = total = 0.0
+    for name in layout.names:
+        kept = exact.get(name)
+        if kept is None or (rank is not None and kept.up.shape[1] > rank):
+            delta = layout.view(theta.cpu(), name) - layout.view(vectors.base.cpu(), name)
+            if not bool(delta.any()):
+                continue
+            if delta.dim() != 2 or most.get(name) is None:
+                raise FwvizError(f"the merge changes {name!r} by what is no LoRA: export it as 'model'.")
+            size = most[name]
+            assert size is not None
+            kept, error = truncate(delta, rank or size.up.shape[1])
+            norm = float(delta.norm())
+            missed, total = missed + (error * norm) ** 2, total + norm**2
+        else:
+            total += float((kept.up @ kept.down).square().sum())
+        factors[name] = kept
+    like = [assembly.pool.adapter(name) for name in trace.checkpoints]
+    write_lora(folder, factors, like, assembly.pool.base_name)
+    return (missed / total) ** 0.5 if total else 0.0
 
 
 def check_target(folder: Path) -> None:
@@ -113,28 +193,50 @@ def merged_parts(
 
 
 def model_card(
-    trace: Trace, index: int, assembly: Assembly, format: ExportFormat, extension: Extension | None = None
+    trace: Trace,
+    index: int,
+    assembly: Assembly,
+    format: ExportFormat,
+    extension: Extension | None = None,
+    error: float = 0.0,
 ) -> str:
     """The README.md of an export: what it is, how it was made, what it scores, how to load it."""
     card = assembly.pool.card
     frame = trace.frame(index)
     title = entry("methods", trace.recipe.method).title
     licence = json.dumps(str(card.base.get("licence", "other")).lower())
-    lines = ["---", f"license: {licence}", "library_name: transformers", "tags:"]
-    lines += ["- model-merging", "- clip", "- fwviz", "---", ""]
+    loader = LOADERS[card.family][format]
+    library = "peft" if format == "adapter" else "transformers"
+    lines = ["---", f"license: {licence}", f"library_name: {library}", "tags:"]
+    lines += ["- model-merging", f"- {card.family.split('_')[0]}", "- fwviz", "---", ""]
     lines += [f"# {title} of {len(trace.checkpoints)} checkpoints of {card.title}", ""]
     lines += [f"Merged with fwviz {trace.versions.get('fwviz', '')}, iteration t = {frame.t}".rstrip() + "."]
     lines += [f"Checkpoints: {', '.join(trace.checkpoints)}. Merged for: {', '.join(trace.tasks)}.", ""]
     lines += [*_accuracy_lines(trace, index), "## Make it again", "", "```", trace.recipe.cli_line(), "```", ""]
-    lines += ["## Load it", "", "```python", f"from transformers import {LOADERS[format]}", ""]
-    lines += [f'model = {LOADERS[format]}.from_pretrained("path/to/this/folder")', "```", ""]
+    lines += ["## Load it", "", "```python", f"from {library} import {loader}", ""]
+    if format == "adapter":
+        lines += [
+            "from transformers import AutoModel",
+            "",
+            f'base = AutoModel.from_pretrained("{assembly.pool.base_name}")',
+        ]
+        lines += [f'model = {loader}.from_pretrained(base, "path/to/this/folder")', "```", ""]
+        lines += [f"The adapter misses {100 * error:.2f} % of the merged update (its norm).", ""]
+    else:
+        lines += [f'model = {loader}.from_pretrained("path/to/this/folder")', "```", ""]
     if extension is not None:
         lines += ["This is the backbone alone. The scores are those of backbone, router and experts together:", ""]
         lines += ["```python", "from fwviz.runs.merged import load_merged", ""]
         lines += ['model = load_merged("path/to/this/folder")', f'logits = model.logits(images, "{trace.tasks[0]}")']
         lines += ["```", "", f"Router: {extension.router.kind}. {_parts_line(extension)}", ""]
-    lines += ["Class scores are exp(logit_scale) · ⟨image features, class embedding⟩, both normalised. A class"]
-    lines += ["embedding is the normalised mean of the normalised text features of its name in these prompts:", ""]
+    if FAMILIES[card.family].inputs == "images":
+        lines += ["Class scores are exp(logit_scale) · ⟨image features, class embedding⟩, both normalised. A class"]
+        lines += ["embedding is the normalised mean of the normalised text features of its name in these prompts:", ""]
+    else:
+        scale, tokens = card.base["scale"], card.base["tokens"]
+        lines += [f"Class scores are {scale:g} · ⟨sentence embedding, class embedding⟩; a sentence embedding is the"]
+        lines += [f"normalised mean of the last hidden states of its first {tokens} tokens. A class embedding"]
+        lines += ["is the normalised mean of the base's sentence embeddings of its name in these prompts:", ""]
     for task in trace.tasks:
         lines.append(f"- {task}: {', '.join(json.dumps(p, ensure_ascii=False) for p in card.task(task).prompts)}")
     lines += ["", f"Base and checkpoints: pool `{card.id}` ({trace.pool_fingerprint}). Data of the tasks:", ""]
@@ -163,8 +265,7 @@ def _accuracy_lines(trace: Trace, index: int) -> Iterator[str]:
 def _write_model(assembly: Assembly, theta: Tensor, folder: Path, format: ExportFormat) -> None:
     from safetensors.torch import load_file, save_file
 
-    card = assembly.pool.card
-    base = card.root / str(card.base["path"])
+    base = assembly.pool.base_dir
     layout = assembly.problem.vectors.layout
     tensors: dict[str, Tensor] = {}
     for file in sorted(base.glob("*.safetensors")):
@@ -177,7 +278,8 @@ def _write_model(assembly: Assembly, theta: Tensor, folder: Path, format: Export
         tensors = {name: t for name, t in tensors.items() if name.startswith(VISION_PREFIXES)}
         projection = config["projection_dim"]
         config = {**config["vision_config"], "model_type": "clip_vision_model", "projection_dim": projection}
-    config["architectures"] = [LOADERS[format]]
+    if format != "model":
+        config["architectures"] = [LOADERS[assembly.pool.card.family][format]]
     config["dtype"] = "float32"
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
