@@ -310,6 +310,32 @@ def landscape(names: Names) -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame(runs_on_top(names, ("x", "y")))], ignore_index=True)
 
 
+def filter_response(names: Names) -> pd.DataFrame:
+    rows = [
+        {
+            "band": band,
+            "cutoff": c,
+            "task": t,
+            "accuracy": 0.5 + 0.1 * c - 0.2 * (band == "low"),
+            "loss": 1.0 - 0.1 * c,
+            "unfiltered": 0.5,
+        }
+        for band in ("high", "low")
+        for c in (0.0, 0.1, 0.3, 0.6)
+        for t in ("joint", *names[0])
+    ]
+    return pd.DataFrame(rows)
+
+
+def variance_accuracy(names: Names) -> pd.DataFrame:
+    r = np.random.default_rng(7)
+    rows = [
+        {"subpool": k, "planned": 40, "checkpoints": " ".join(names[1][:4]), "variance": 1e-5 * v, "normalised": 1 - v}
+        for k, v in enumerate(r.uniform(size=40))
+    ]
+    return pd.DataFrame(rows)
+
+
 # Every chart, a table for it, and the columns whose numbers it draws.
 FEEDS: dict[str, tuple[Callable[[Names], pd.DataFrame], tuple[str, ...]]] = {
     "lmo_bars": (lmo, ("score",)),
@@ -325,6 +351,7 @@ FEEDS: dict[str, tuple[Callable[[Names], pd.DataFrame], tuple[str, ...]]] = {
     "spectrum_profile": (spectrum_profile, ("amplitude",)),
     "energy_share": (spectrum_profile, ("share_below",)),
     "spectrum_variance": (spectrum_variance, ("variance",)),
+    "variance_accuracy": (variance_accuracy, ("normalised", "variance")),
     "weights_map": (weights_map, ("coefficient",)),
     "weights_by_type": (weights_by_type, ("mean",)),
     "magnitudes": (magnitudes, ("median",)),

@@ -37,6 +37,12 @@ def kinds(checkpoints: Sequence[str], card: PoolCard | None) -> dict[str, str]:
     return {name: known.get(name, "") for name in checkpoints}
 
 
+def individual_accuracy(tasks: Sequence[str], card: PoolCard) -> dict[str, float]:
+    """Task → validation accuracy of the model fine-tuned on it alone, 0 where the pool card does not say."""
+    known = {task: card.task(task).accuracy.get("individual", {}) for task in tasks}
+    return {task: values.get("validation", 0.0) for task, values in known.items()}
+
+
 def ordered(values: pd.Series, order: Sequence[str]) -> pd.Series:
     """A column as a categorical in a fixed order, so that a table sorts and colours as the recipe says."""
     return values.astype(pd.CategoricalDtype(list(order), ordered=False))

@@ -6,14 +6,17 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from fwviz import registry
 from fwviz.lenses.spectrum_map import spectrum_map
 from fwviz.lenses.spectrum_profile import spectrum_profile
 from fwviz.lenses.spectrum_variance import spectrum_variance
+from fwviz.lenses.variance_accuracy import variance_accuracy
 from fwviz.runs.assemble import Assembly
-from fwviz.space.spectra import matrices
+from fwviz.space.spectra import Matrix, matrices
 from fwviz.space.spectrum import amplitude as amplitude_of
 from fwviz.space.spectrum import energy_share_below, high_pass, variance_between
 from fwviz.space.vectors import ResidentTaskVectors
@@ -122,3 +125,53 @@ def test_the_interference_is_that_of_the_filtered_task_vectors(assembly: Assembl
     one = replace(assembly, problem=replace(assembly.problem, vectors=vectors.subset([0])))
     with pytest.raises(FwvizError, match="at least two"):
         spectrum_variance(one)
+
+
+def test_subpools_are_scored_like_any_merge(assembly: Assembly) -> None:
+    vectors = assembly.problem.vectors
+    table = variance_accuracy(assembly, count=4, size=3, scale=0.4)
+    assert len(table) == 4
+    assert table["checkpoints"].nunique() == 4
+    assert set(table["planned"]) == {4}
+    for row in table.itertuples():
+        rows = [vectors.names.index(name) for name in row.checkpoints.split()]
+        assert len(rows) == row.size == 3
+        models = (
+            {m.name: vectors.vector(i)[m.start : m.stop].view(m.shape) for m in whole_model(assembly)} for i in rows
+        )
+        spread = variance_between(models)
+        assert row.variance == pytest.approx(sum(spread.values()) / len(spread), rel=1e-3)
+        theta = vectors.base + 0.4 * sum(vectors.vector(i) for i in rows)
+        scores = assembly.evaluator.quick(theta)
+        tasks = {assembly.problem.owner(i) for i in rows} - {""}
+        assert row.accuracy == pytest.approx(np.mean([scores[task].accuracy for task in tasks]))
+        card = assembly.pool.card
+        shares = [scores[t].accuracy / card.task(t).accuracy["individual"]["validation"] for t in tasks]
+        assert row.normalised == pytest.approx(np.mean(shares))
+    again = variance_accuracy(assembly, count=4, size=3, scale=0.4)
+    assert again.equals(table)
+    assert len(variance_accuracy(assembly, count=1000, size=4)) == 5
+
+
+def whole_model(assembly: Assembly) -> list[Matrix]:
+    layout = assembly.problem.vectors.layout
+    return matrices(layout, 0, layout.size)
+
+
+def test_subpools_must_differ_and_have_a_task(assembly: Assembly) -> None:
+    with pytest.raises(FwvizError, match="do not differ"):
+        variance_accuracy(assembly, size=5)
+    foreign = replace(assembly, problem=replace(assembly.problem, owners=("",) * 5))
+    with pytest.raises(FwvizError, match="no checkpoint belongs"):
+        variance_accuracy(foreign)
+
+
+def test_the_chart_tells_the_sign_of_the_correlation() -> None:
+    x = np.linspace(1, 2, 12)
+    for sign in (1, -1):
+        table = pd.DataFrame({"variance": x, "normalised": sign * x**3})
+        figure = registry.entry("charts", "variance_accuracy").run(table)
+        trend = figure.data[0]
+        assert np.sign(trend.y[1] - trend.y[0]) == sign
+        assert ("−" in figure.layout.meta["summary"]) == (sign < 0)
+        assert "1" in figure.layout.meta["summary"]
