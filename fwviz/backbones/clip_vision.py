@@ -19,8 +19,10 @@ from fwviz.backbones._transformer import ACTIVATIONS, apply_block, block_of, blo
 from fwviz.backbones.clip_config import VisionShape, read_json, read_vision_shape
 from fwviz.backbones.clip_text import ClipText
 from fwviz.backbones.family import Family, Watch
+from fwviz.backbones.open_clip import CONFIG as OPEN_CLIP_CONFIG
+from fwviz.backbones.open_clip import is_open_clip, open_clip_checkpoint, read_open_clip_shape
 from fwviz.space.binding import FlatParameters, bind
-from fwviz.space.files import SafetensorsFile
+from fwviz.space.files import CheckpointFile, SafetensorsFile
 from fwviz.types import FwvizError, ParamLayout
 
 _EMBEDDINGS = "vision_model.embeddings."
@@ -260,8 +262,15 @@ def read_clip(folder: Path, base: Mapping[str, Any]) -> ClipArchitecture:
 
 
 def read_facts(folder: Path) -> Mapping[str, object]:
-    """Sizes and activation of the image tower of a checkpoint's folder."""
+    """Sizes and activation of the image tower of a checkpoint's folder, of transformers or open_clip."""
+    if is_open_clip(folder):
+        return vars(read_open_clip_shape(folder / OPEN_CLIP_CONFIG))
     return vars(read_vision_shape(folder / "config.json"))
 
 
-FAMILY = Family(inputs="images", read=read_clip, facts=read_facts)
+def open_checkpoint(folder: Path, layout: ParamLayout) -> CheckpointFile:
+    """A checkpoint's image tower, of transformers or open_clip."""
+    return open_clip_checkpoint(folder, layout) if is_open_clip(folder) else CheckpointFile(folder, layout)
+
+
+FAMILY = Family(inputs="images", read=read_clip, facts=read_facts, checkpoint=open_checkpoint)

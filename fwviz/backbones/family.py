@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fwviz.space.binding import FlatParameters
+from fwviz.space.files import CheckpointFile
 from fwviz.types import ParamLayout
 
 # Told the names of linear weights and the input (…, in) they are all applied to, rows of padding left out.
@@ -96,10 +97,12 @@ class Family:
     """One kind of model: what it takes in, and how its folders are read.
 
     ``read(base folder, the card's base)`` opens a base; ``facts(checkpoint folder)`` says what its configuration fixes;
-    ``tokenise(base folder, the card's base)`` gives what turns texts into inputs, for a family that reads texts.
+    ``checkpoint(folder, layout)`` opens a checkpoint in any format the family knows; ``tokenise(base folder, the card's
+    base)`` gives what turns texts into inputs, for a family that reads texts.
     """
 
     inputs: Literal["images", "texts"]
     read: Callable[[Path, Mapping[str, Any]], Architecture]
     facts: Callable[[Path], Mapping[str, object]]
+    checkpoint: Callable[[Path, ParamLayout], CheckpointFile] = CheckpointFile
     tokenise: Callable[[Path, Mapping[str, Any]], Callable[[Sequence[str]], Tensor]] | None = None

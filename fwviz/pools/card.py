@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from fwviz.backbones import open_clip
 from fwviz.backbones.families import FAMILIES
 from fwviz.pools.adapters import WEIGHTS, is_adapter
 from fwviz.types import SPLITS, CheckpointCard, FileCard, FwvizError, PoolCard, TaskCard
@@ -104,8 +105,11 @@ def verify(card: PoolCard) -> list[str]:
 
 
 def weights_name(folder: Path) -> str:
-    """The file whose SHA-256 a card gives for a checkpoint: the weights, or those of an adapter."""
-    return WEIGHTS if is_adapter(folder) else "model.safetensors"
+    """The file whose SHA-256 a card gives for a checkpoint: the weights, an adapter's, or the index of shards."""
+    if is_adapter(folder):
+        return WEIGHTS
+    others = (open_clip.WEIGHTS, "model.safetensors.index.json")
+    return next((name for name in ("model.safetensors", *others) if (folder / name).is_file()), "model.safetensors")
 
 
 def check_sha256(path: Path, sha256: str) -> None:

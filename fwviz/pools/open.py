@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fwviz.backbones.families import FAMILIES
 from fwviz.backbones.family import Architecture, Backbone, HeadMaker
+from fwviz.backbones.open_clip import is_open_clip
 from fwviz.pools.adapters import AdapterFile, is_adapter
 from fwviz.pools.card import check_sha256, is_id, load_card, weights_name
 from fwviz.space.cache import ByteCache
@@ -255,9 +256,11 @@ class Pool:
                 raise FwvizError(
                     f"checkpoint {name!r} is of another architecture: its {key} is {own.get(key)}, the base's {value}."
                 )
-        file = CheckpointFile(folder, self.layout)
+        file = self._family.checkpoint(folder, self.layout)
         extra = [
-            tensor for tensor in file.tensors if tensor not in self._shapes and not tensor.endswith(".position_ids")
+            tensor
+            for tensor in ([] if is_open_clip(folder) else file.tensors)  # which compares its own names
+            if tensor not in self._shapes and not tensor.endswith(".position_ids")
         ]
         if extra:
             raise FwvizError(

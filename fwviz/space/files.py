@@ -11,7 +11,7 @@ import math
 import os
 import weakref
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,58 +177,91 @@ def _is_counts(value: Any) -> bool:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a file keeps a tensor of the layout: as a tensor, as one of its equal parts along rows, or transposed."""
+
+    name: str
+    part: int = 0
+    parts: int = 1
+    transposed: bool = False
+
+    def stored(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the file's tensor for a tensor of ``shape``."""
+        return shape[::-1] if self.transposed else (shape[0] * self.parts, *shape[1:]) if self.parts > 1 else shape
+
+
+@dataclass(frozen=True)
 class _Run:
-    """A range of the flat vector that is one stretch of bytes of one dtype in one file."""
+    """A range of the flat vector that is one stretch of bytes of one dtype in one file.
+
+    A transposed matrix is no such stretch: its ``values`` are read once and kept.
+    """
 
     start: int
     stop: int
     file: SafetensorsFile
     offset: int
     dtype: torch.dtype
+    values: Tensor | None = None
 
 
 class CheckpointFile:
     """One checkpoint on disk as a flat (P,) float32 vector that is read piece by piece.
 
     ``path`` is a safetensors file, or a folder with ``model.safetensors`` or with shards and their index. ``rename``
-    maps prefixes of the layout's names to prefixes of the file's names, the longest match counts.
+    maps prefixes of the layout's names to prefixes of the file's names, the longest match counts; ``place`` says for a
+    file of another library where each tensor of the layout lies.
 
     Raises:
         FwvizError: a tensor of the layout is missing, has another shape or no floating dtype, or a file is damaged.
     """
 
-    def __init__(self, path: Path | str, layout: ParamLayout, rename: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        layout: ParamLayout,
+        rename: Mapping[str, str] | None = None,
+        place: Callable[[str], Place] = Place,
+    ) -> None:
         self.path = Path(path)
         self.layout = layout
         self.files = tuple(SafetensorsFile(part) for part in _parts(self.path))
-        place: dict[str, SafetensorsFile] = {}
+        holder: dict[str, SafetensorsFile] = {}
         for file in self.files:
             for name in file.tensors:
-                if place.setdefault(name, file) is not file:
+                if holder.setdefault(name, file) is not file:
                     raise FwvizError(f"{self.path}: tensor {name!r} is in two shards: save the checkpoint again.")
         prefixes = sorted((rename or {}).items(), key=lambda item: -len(item[0]))
         runs: list[_Run] = []
         for j, name in enumerate(layout.names):
-            own = next((new + name.removeprefix(old) for old, new in prefixes if name.startswith(old)), name)
-            if own not in place:
+            where = place(next((new + name.removeprefix(old) for old, new in prefixes if name.startswith(old)), name))
+            own = where.name
+            if own not in holder:
                 raise FwvizError(f"{self.path} has no tensor {own!r}: it is not a checkpoint of this architecture.")
-            info = place[own].tensors[own]
-            if info.shape != layout.shapes[j]:
-                shape = layout.shapes[j]
+            file = holder[own]
+            info = file.tensors[own]
+            if info.shape != where.stored(layout.shapes[j]):
+                shape = where.stored(layout.shapes[j])
                 raise FwvizError(f"{self.path}: tensor {own!r} has shape {info.shape}, but the base has {shape}.")
             if info.dtype not in _MERGEABLE:
                 raise FwvizError(f"{self.path}: tensor {own!r} is {info.dtype}: a merge needs F16, BF16, F32 or F64.")
             start, stop = layout.offsets[j], layout.offsets[j + 1]
+            if where.transposed:
+                values = file.read(own).T.float().flatten()
+                runs.append(_Run(start, stop, file, info.start, info.dtype, values))
+                continue
+            offset = info.start + where.part * (stop - start) * info.dtype.itemsize
             last = runs[-1] if runs else None
             # Neighbours on disk are read at once: in most files that is a whole transformer block.
             if (
                 last
-                and (last.file, last.dtype) == (place[own], info.dtype)
-                and last.offset + (last.stop - last.start) * info.dtype.itemsize == info.start
+                and last.values is None
+                and (last.file, last.dtype) == (file, info.dtype)
+                and last.offset + (last.stop - last.start) * info.dtype.itemsize == offset
             ):
                 runs[-1] = _Run(last.start, stop, last.file, last.offset, last.dtype)
             else:
-                runs.append(_Run(start, stop, place[own], info.start, info.dtype))
+                runs.append(_Run(start, stop, file, offset, info.dtype))
         self._runs = tuple(runs)
         self._starts = [run.start for run in runs]
 
@@ -254,7 +287,9 @@ class CheckpointFile:
             a, b = max(start, run.start), min(stop, run.stop)
             size = run.dtype.itemsize
             target = out[a - start : b - start]
-            if run.dtype == torch.float32:
+            if run.values is not None:
+                target.copy_(run.values[a - run.start : b - run.start])
+            elif run.dtype == torch.float32:
                 run.file.read_at(run.offset + (a - run.start) * size, target)
             else:
                 part = raw[: (b - a) * size].view(run.dtype)
