@@ -16,6 +16,7 @@ READING = (
     "Box: the middle half of all changes in a layer, whiskers from 5 % to 95 %, over all checkpoints; dots: the median "
     "of each checkpoint. One global scale fits badly where the layers differ much."
 )
+MOST_DOTS = 4000
 QUANTILES = ("q05", "q25", "median", "q75", "q95")
 
 
@@ -44,6 +45,9 @@ def magnitudes(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool
     pooled = rows[rows["checkpoint"] == "all"]
     single = rows[rows["checkpoint"] != "all"]
     traces: list[dict[str, Any]] = []
+    if len(single) > MOST_DOTS:  # then the extremes of each group say as much
+        ends = single.groupby("group", sort=False)["median"].agg(["idxmin", "idxmax"])
+        single = single.loc[sorted({*ends["idxmin"], *ends["idxmax"]})]
     if len(single):
         few = len(single) <= 600
         x = single["group"].map(place).to_numpy(dtype=float)

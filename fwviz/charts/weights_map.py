@@ -59,23 +59,22 @@ def weights_map(
         return style.empty(
             "No learnt weights: no linear merge is shown.", theme, reading=READING, revision="weights_map"
         )
-    rows = rows.assign(
-        group=rows["group"].astype(str),
-        checkpoint=rows["checkpoint"].astype(str),
-        run=rows["run"].astype(str) if "run" in rows else "run",
-        layer=rows["layer"].astype(str) if "layer" in rows else rows["group"].astype(str),
-        kind=rows["weight_type"].astype(str) if "weight_type" in rows else "other",
+    # Numbers from here on: comparing the words of 30,000 rows would take a second.
+    place, ids = pd.factorize(rows["group"].astype(str).to_numpy(object))
+    once = rows.drop_duplicates("group").reset_index(drop=True)
+    at, sections = _columns(once, order)
+    groups = [str(ids[i]) for i in at]
+    layers = [str(layer) for layer in once["layer" if "layer" in once else "group"].iloc[at]]
+    column = np.empty(len(at), dtype=int)
+    column[at] = np.arange(len(at))
+    owner, runs = (
+        pd.factorize(rows["run"].astype(str).to_numpy(object)) if "run" in rows else (np.zeros(len(rows), int), ["run"])
     )
-    groups, sections = _columns(rows, order)
-    layer_of = dict(zip(rows["group"], rows["layer"], strict=True))
-    layers = [layer_of[group] for group in groups]
-    rows = rows.assign(column=rows["group"].map({group: i for i, group in enumerate(groups)}))
-    runs = list(dict.fromkeys(rows["run"]))
-    drawn = runs[:MOST]
-    parts = {run: rows[rows["run"] == run] for run in drawn}
+    drawn = list(runs)[:MOST]
+    parts = [rows[owner == k] for k in range(len(drawn))]
     top = style.limit(rows["coefficient"], 0.99 if len(rows) > 200 else 1.0)
-    ids = _short_names(groups)
-    counts = [parts[run]["checkpoint"].nunique() for run in drawn]
+    shown = _short_names(groups)
+    counts = [part["checkpoint"].nunique() for part in parts]
     row = float(np.clip((TALLEST - HEAD * len(drawn)) / sum(counts), 8, matrix.ROW))
     heights = [row * count for count in counts]
     inner = sum(heights) + HEAD * (len(drawn) - 1)
@@ -85,18 +84,20 @@ def weights_map(
     notes: list[dict[str, Any]] = []
     left, above = 0, 0.0
     titled = "label" in rows
-    for k, run in enumerate(drawn):
-        part = parts[run]
-        names, labels, width = matrix.span_of_labels(part, narrow, theme)
+    said = []
+    for k, (run, part) in enumerate(zip(drawn, parts, strict=True)):
+        names, labels, width = matrix.span_of_labels(part.drop_duplicates("checkpoint"), narrow, theme)
         left = max(left, width)
         suffix = "" if k == 0 else str(k + 1)
-        values = matrix.columns(part, list(names), "column", "coefficient")
+        line, _ = pd.factorize(part["checkpoint"].astype(str).to_numpy(object))
         full = np.full((len(names), len(groups)), np.nan)
-        full[:, sorted(set(part["column"]))] = values
+        full[line, column[place[owner == k]]] = part["coefficient"].to_numpy(dtype=float)
         title = str(part["label"].iloc[0]) if "label" in part else ""
         traces.append(
-            _heat(full, ids, names, layers, run, theme, top, title or "run") | {"xaxis": "x", "yaxis": f"y{suffix}"}
+            _heat(full, shown, names, layers, str(run), theme, top, title or "run")
+            | {"xaxis": "x", "yaxis": f"y{suffix}"}
         )
+        said.append(_said(title or "the merge", full, list(names.values())))
         low = 1 - (above + heights[k]) / inner
         axis = matrix.row_axis(labels, theme)
         step = -(-style.SMALL // int(row)) if row < style.SMALL + 1 else 1  # labels that would overlap are thinned
@@ -125,7 +126,7 @@ def weights_map(
     base = style.layout(
         theme,
         int(inner) + over + 40,
-        summary=_summary(rows, drawn, groups),
+        summary=f"Coefficients of {len(groups)} groups of weights: {'; '.join(said)}.",
         reading=READING,
         revision="weights_map",
         margin=(left, 12, over, 40),
@@ -149,15 +150,16 @@ def weights_map(
     return style.figure(traces, base | changes)
 
 
-def _columns(rows: pd.DataFrame, order: str) -> tuple[list[str], list[str]]:
-    """The groups from left to right, and the section (weight type or layer) each one stands in."""
-    once = rows.drop_duplicates("group").reset_index(drop=True)
+def _columns(once: pd.DataFrame, order: str) -> tuple[np.ndarray, list[str]]:
+    """The order of the groups from left to right, and the section (weight type or layer) each one stands in."""
     depth = once["group_index"].to_numpy(dtype=float) if "group_index" in once else np.arange(len(once), dtype=float)
-    by_type = order == "type" and once["kind"].nunique() > 1
+    kinds = list(once["weight_type"].astype(str)) if "weight_type" in once else ["other"] * len(once)
+    by_type = order == "type" and len(set(kinds)) > 1
     rank = {kind: i for i, kind in enumerate(BRIEF)}
-    kinds = np.array([rank.get(kind, len(rank)) if by_type else 0 for kind in once["kind"]])
-    at = np.lexsort((depth, kinds))
-    return list(once["group"].iloc[at]), list(once["kind" if by_type else "layer"].iloc[at])
+    ranks = np.array([rank.get(kind, len(rank)) if by_type else 0 for kind in kinds])
+    at = np.lexsort((depth, ranks))
+    words = kinds if by_type else [str(layer) for layer in once["layer" if "layer" in once else "group"]]
+    return at, [words[i] for i in at]
 
 
 def _short_names(groups: list[str]) -> list[str]:
@@ -213,18 +215,13 @@ def _type_ticks(sections: list[str], narrow: bool) -> dict[str, Any]:
     }
 
 
-def _summary(rows: pd.DataFrame, drawn: list[str], groups: list[str]) -> str:
-    said = []
-    for run in drawn:
-        part = rows[rows["run"] == run]
-        names = style.titles(part, "checkpoint")
-        means = part.groupby("checkpoint", sort=False)["coefficient"].mean()
-        most = means.abs().idxmax()
-        title = str(part["label"].iloc[0]) if "label" in part else "the merge"
-        low, high = (style.number(float(part["coefficient"].agg(end))) for end in ("min", "max"))
-        mean = style.number(float(means[most]))
-        if high == low:
-            said.append(f"{title} takes {low} of every checkpoint")
-            continue
-        said.append(f"{title} takes most of {names[most]} ({mean} on average; cells from {low} to {high})")
-    return f"Coefficients of {len(groups)} groups of weights: {'; '.join(said)}."
+def _said(title: str, values: np.ndarray, names: list[str]) -> str:
+    """One map in half a sentence."""
+    low, high = (style.number(float(end)) for end in (np.nanmin(values), np.nanmax(values)))
+    if low == high:
+        return f"{title} takes {low} of every checkpoint"
+    counts = np.isfinite(values).sum(axis=1)
+    means = np.nansum(values, axis=1) / np.maximum(counts, 1)
+    most = int(np.abs(means).argmax())
+    mean = style.number(float(means[most]))
+    return f"{title} takes most of {names[most]} ({mean} on average; cells from {low} to {high})"
