@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fwviz.methods import _scale
+from fwviz.methods._filter import high_pass_setting, high_passed
 from fwviz.methods._resolve import MERGE_HELP, MERGES, ZERO_SIGN_HELP, ZERO_SIGNS, resolved
 from fwviz.registry import merge_method, setting
 from fwviz.space.blocks import Blocks, Piece
@@ -28,6 +29,7 @@ class Settings:
     )
     merge: str = setting("mean", MERGE_HELP, choices=MERGES)
     zero_sign: str = setting("majority", ZERO_SIGN_HELP, choices=ZERO_SIGNS)
+    high_pass: float = high_pass_setting()
     scale: float = _scale.scale_setting(1.0, "Factor on the merged task vector: 1 for the mean, about 0.3 for the sum.")
     scale_search: str = _scale.search_setting()
     scale_points: int = _scale.points_setting()
@@ -52,7 +54,7 @@ def ties(problem: Problem, settings: Settings) -> Iterator[Step]:
     (P,), before it one for each scale tried. Reads every checkpoint twice; memory beyond δ does not depend on n.
     Reference: Yadav et al. (2023), arXiv:2306.01708, alg. 1, and the code released with it.
     """
-    blocks = Blocks(problem.vectors)
+    blocks = Blocks(problem.vectors, high_passed(problem.vectors.layout, settings.high_pass))
     delta = merged(blocks, settings.density, settings.trim_scope, settings.merge, settings.zero_sign)
     kept = f"{settings.density:g} of each {'task vector' if settings.trim_scope == 'global' else 'tensor'} kept"
     note = f"{settings.merge} of the entries with the elected sign, {kept}"

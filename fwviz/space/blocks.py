@@ -52,12 +52,16 @@ class Blocks:
         self._transform = transform
         self._tensor_at = {start: j for j, start in enumerate(self.layout.offsets[:-1])}
 
-    def load(self, start: int, stop: int) -> Tensor:
-        """The block of [start, stop), which with a transform must be one whole tensor."""
-        block = self.vectors.block(start, stop)
+    def load(self, start: int, stop: int, rows: Sequence[int] | None = None) -> Tensor:
+        """The block of [start, stop), which with a transform must be one whole tensor; of some checkpoints if given."""
+        block = self.vectors.block(start, stop, rows)
         if self._transform is not None:
             self._transform(block, self._tensor_at[start])
         return block
+
+    def load_tensor(self, tensor: int, rows: Sequence[int] | None = None) -> Tensor:
+        """The block of one tensor."""
+        return self.load(self.layout.offsets[tensor], self.layout.offsets[tensor + 1], rows)
 
     def pieces(self, bounds: Sequence[int], unit: Sequence[int] | None = None) -> list[Piece]:
         """Cut [0, P) into pieces that end where a group ends; ``unit[g]`` columns of group g are never separated."""
@@ -102,3 +106,15 @@ class Blocks:
             out[piece.start : piece.stop] = work(self.load(piece.start, piece.stop), piece)
 
         in_parallel(one, pieces, out.device)
+
+    def per_tensor(self, work: Callable[[int], Tensor]) -> Tensor:
+        """The vector (P,) whose part in each tensor is ``work(tensor)``, flat; the largest tensors come first."""
+        out = torch.empty(self.layout.size, device=self.vectors.base.device)
+        offsets = self.layout.offsets
+
+        def one(tensor: int) -> None:
+            out[offsets[tensor] : offsets[tensor + 1]] = work(tensor)
+
+        largest = sorted(range(len(self.layout.names)), key=lambda j: offsets[j] - offsets[j + 1])
+        in_parallel(one, largest, out.device)
+        return out

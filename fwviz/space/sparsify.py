@@ -6,6 +6,8 @@ coordinates chunk by chunk; what a transform must know of the whole vector, a th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -49,6 +51,54 @@ def trim_rows(block: Tensor, thresholds: Tensor) -> Tensor:
     return block
 
 
+def keep_between(block: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Zero the entries whose magnitude is not in [low, high], in place: the mask of Breadcrumbs.
+
+    Args: block (…, C); ``low`` and ``high`` of a shape that broadcasts to it.
+    """
+    magnitude = block.abs()
+    return block.mul_((magnitude >= low).logical_and_(magnitude <= high))
+
+
+def sorted_columns(keys: Tensor, ranks: Sequence[int]) -> list[Tensor]:
+    """The ``ranks``-th smallest key of every row, (R, 1) each: (R, C) → one per rank. ``keys`` are overwritten."""
+    ordered = keys.cpu().numpy()
+    ordered.sort(axis=1)  # several times as fast as a sort that carries indices
+    return [torch.from_numpy(ordered[:, rank : rank + 1]).to(keys.device) for rank in ranks]
+
+
+# --- dropping at random ------------------------------------------------------------------------
+
+
+def drop_and_rescale(block: Tensor, rate: float, draws: Tensor) -> Tensor:
+    """Drop entries with probability ``rate`` and divide the others by 1 − rate, in place: DARE (2024), eq. 2.
+
+    Args: block and ``draws`` of one shape; draws uniform in [0, 1), overwritten. An entry stays where draws ≥ rate.
+    """
+    return block.mul_(draws.ge_(rate)).div_(1.0 - rate)
+
+
+def ranked_drop(rows: Tensor, density: float, epsilon: float, draws: Tensor) -> Tensor:
+    """Keep the entry of rank r in its row (0 the smallest of C) with p_r = density − ε + 2ε·r/(C − 1), over p_r.
+
+    MagPrune of DELLA (2024), eq. 3–5, in place; equal magnitudes rank in the order of their columns. The only entry of
+    a row of one has p = density.
+
+    Args: ``rows`` and ``draws`` (R, C); draws uniform in [0, 1). An entry stays where its draw < p.
+    """
+    count = rows.shape[1]
+    # Magnitudes order like their bits: with the column below them, one integer sort gives the ranks.
+    keyed = rows.abs().cpu().view(torch.int32).to(torch.int64).bitwise_left_shift_(32)
+    keyed.bitwise_or_(torch.arange(count))
+    ordered = keyed.numpy()
+    ordered.sort(axis=1)
+    columns = keyed.bitwise_and_(0xFFFFFFFF).to(rows.device)
+    ramp = torch.linspace(-epsilon, epsilon, count) if count > 1 else torch.zeros(1)
+    chance = (density + ramp).to(rows.device)
+    factors = (draws.gather(1, columns) < chance) / chance
+    return rows.mul_(torch.empty_like(rows).scatter_(1, columns, factors))
+
+
 # --- agreeing on a sign -------------------------------------------------------------------------
 
 
@@ -68,5 +118,5 @@ def disjoint_merge(block: Tensor, sign: Tensor, how: str) -> Tensor:
 
 
 def cancelled(block: Tensor, sign: Tensor) -> bool:
-    """True if the entries of some coordinate cancel out exactly: there are some, but no sign was elected."""
+    """True if the entries of some coordinate cancel out exactly: there are some, but none has the elected sign."""
     return bool(((sign == 0) & (block.amax(dim=0) > 0)).any())

@@ -1,0 +1,62 @@
+"""Singular subspaces of task vectors: truncated decompositions and the nearest matrix with orthonormal columns.
+
+Both go through the Gram matrix of the shorter side, whose eigenvectors cost a fraction of a singular value
+decomposition of a long matrix. Squaring halves the digits, so where they would not suffice it is done in float64.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_ENOUGH = 0.03  # least σ_k / σ_1 that a float32 Gram matrix resolves to a few parts in 10⁴
+_NOTHING = 1e-6  # σ / σ_1 below this is rounding of float32 entries
+
+
+def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``rank`` leading singular triplets: (H, W) → U (H, r), S (r,) descending, Vᵀ (r, W), float32.
+
+    Triplets whose singular value is rounding (below 1e-6 of the largest) are left out, so r may be less than ``rank``:
+    they would add nothing to the matrix, but arbitrary directions to its subspace.
+    """
+    if rank < 1:
+        raise ValueError(f"rank is {rank}, but must be at least 1")
+    if matrix.shape[0] > matrix.shape[1]:
+        left, values, right = truncated_svd(matrix.t(), rank)
+        return right.t(), values, left.t()
+    matrix = matrix.float()
+    kept = min(rank, matrix.shape[0])
+    basis = _leading(matrix, kept)
+    if basis is None:
+        double = matrix.double()
+        basis = torch.linalg.eigh(double @ double.t())[1][:, -kept:].float()
+    # Inside the subspace the small problem is solved anew, so that triplets have all digits of float32.
+    core = basis.t() @ matrix
+    small = core.double()
+    values, turn = torch.linalg.eigh(small @ small.t())
+    values, turn = values.flip(0).clamp_(min=0.0).sqrt_(), turn.flip(1)
+    values = values[values > _NOTHING * values[:1]]
+    turn = turn[:, : len(values)]
+    right = (turn.t() @ small).div_(values[:, None])
+    return basis @ turn.float(), values.float(), right.float()
+
+
+def _leading(matrix: Tensor, kept: int) -> Tensor | None:
+    """Eigenvectors (H, kept) of the float32 Gram matrix, None where their values lie too close to its rounding."""
+    values, vectors = torch.linalg.eigh(matrix @ matrix.t())
+    if not bool(values[-kept] >= _ENOUGH**2 * values[-1]):
+        return None
+    return vectors[:, -kept:]
+
+
+def polar(matrix: Tensor) -> Tensor:
+    """The nearest matrix with orthonormal columns (rows, if it is wide), M(MᵀM)^(−½): (H, W) → (H, W) float32.
+
+    It is UVᵀ of M = UΣVᵀ. Directions in which M has rounding only are mapped to 0 rather than to anything.
+    """
+    if matrix.shape[0] < matrix.shape[1]:
+        return polar(matrix.t()).t()
+    double = matrix.double()
+    values, vectors = torch.linalg.eigh(double.t() @ double)
+    scales = torch.where(values > _NOTHING**2 * values[-1:], values.clamp(min=1e-300).rsqrt(), 0.0)
+    return (double @ (vectors * scales @ vectors.t())).float()
