@@ -15,6 +15,7 @@ import yaml
 
 from fwviz.backbones import open_clip
 from fwviz.backbones.families import FAMILIES
+from fwviz.backbones.folders import base_folder
 from fwviz.pools.adapters import WEIGHTS, is_adapter
 from fwviz.types import SPLITS, CheckpointCard, FileCard, FwvizError, PoolCard, TaskCard
 
@@ -27,6 +28,7 @@ _MAX_DEPTH = 24
 _MAX_CHECKPOINTS, _MAX_TASKS, _MAX_CLASSES, _MAX_PROMPTS = 1024, 1024, 10_000, 256
 _MAX_ROWS = 1_000_000
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
+_REPOSITORY = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/)?[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # libyaml's where PyYAML was built with it: ten times faster.
 _SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -92,13 +94,13 @@ def load_card(root: Path | str) -> PoolCard:
 
 def verify(card: PoolCard) -> list[str]:
     """Read every file of the pool and compare its SHA-256 with the card: one sentence per problem."""
-    expected = [(card.base["path"] + "/model.safetensors", card.base["sha256"])]
-    expected += [(f"{c.path}/{weights_name(card.root / c.path)}", c.sha256) for c in card.checkpoints]
-    expected += [(file.path, file.sha256) for task in card.tasks for file in task.splits.values()]
+    expected = [(base_folder(card) / "model.safetensors", card.base["sha256"])]
+    expected += [(card.root / c.path / weights_name(card.root / c.path), c.sha256) for c in card.checkpoints]
+    expected += [(card.root / file.path, file.sha256) for task in card.tasks for file in task.splits.values()]
     problems = []
     for path, sha256 in expected:
         try:
-            check_sha256(card.root / path, sha256)
+            check_sha256(path, sha256)
         except FwvizError as error:
             problems.append(str(error))
     return problems
@@ -127,8 +129,7 @@ def check_sha256(path: Path, sha256: str) -> None:
 
 
 def _base(node: _Node, root: Path, inputs: str) -> dict[str, Any]:
-    base: dict[str, Any] = {
-        "path": node.path("path", root),
+    base: dict[str, Any] = _place(node, root) | {
         "sha256": node.sha256("sha256"),
         "parameters": node.count("parameters", 1, 10**12),
         "licence": node.text("licence", 200),
@@ -137,6 +138,24 @@ def _base(node: _Node, root: Path, inputs: str) -> dict[str, Any]:
         return base | {"image_size": node.count("image_size", 1, 4096)}
     # Texts are cut at so many tokens; logits are so many times the cosine of text and class.
     return base | {"tokens": node.count("tokens", 2, 1 << 16), "scale": node.number("scale", 1, 1000)}
+
+
+def _place(node: _Node, root: Path) -> dict[str, Any]:
+    """Where the base lies: ``path`` in the pool, or ``hub`` with, at will, the ``package`` that carries it."""
+    if "hub" not in node.value:
+        return {"path": node.path("path", root)}
+    place: dict[str, Any] = {"hub": node.repository("hub")}
+    if "package" in node.value:
+        package = node.node("package")
+        module = package.text("module", 100)
+        if not module.isidentifier():
+            raise package.wrong("module", module, "the name of a Python package")
+        place["package"] = {
+            "name": package.identifier("name"),
+            "module": module,
+            "folder": package.path("folder", root),
+        }
+    return place
 
 
 def _checkpoint(node: _Node, root: Path) -> CheckpointCard:
@@ -241,6 +260,13 @@ class _Node:
         value = self.get(key)
         if not isinstance(value, str) or not is_id(value):
             raise self.wrong(key, value, "an id of letters, digits and _ . + - (64 at most)")
+        return value
+
+    def repository(self, key: str) -> str:
+        """The id of a repository on the Hub."""
+        value = self.get(key)
+        if not isinstance(value, str) or not _REPOSITORY.fullmatch(value) or ".." in value or "--" in value:
+            raise self.wrong(key, value, "the id of a repository on the Hub, owner/name")
         return value
 
     def sha256(self, key: str) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fwviz.backbones.families import FAMILIES
 from fwviz.backbones.family import Architecture, Backbone, HeadMaker
+from fwviz.backbones.folders import base_folder
 from fwviz.backbones.open_clip import is_open_clip
 from fwviz.pools.adapters import AdapterFile, is_adapter
 from fwviz.pools.card import check_sha256, is_id, load_card, weights_name
@@ -93,7 +94,7 @@ class Pool:
     def __init__(self, card: PoolCard) -> None:
         """Reads the base's header and configuration only."""
         self.card = card
-        self.base_dir = card.root / card.base["path"]
+        self.base_dir = base_folder(card)
         self._lock = threading.RLock()
         self._encoder: dict[str, Tensor] | None = None
         self._base: Tensor | None = None

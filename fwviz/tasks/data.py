@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fwviz.backbones.families import FAMILIES
+from fwviz.backbones.folders import base_folder
 from fwviz.space.cache import ByteCache
 from fwviz.types import FileCard, FwvizError, PoolCard, Split, TaskCard
 
@@ -63,7 +64,7 @@ def load_split(card: PoolCard, task: TaskCard, split: Split) -> TaskData:
     if family.tokenise is None:
         size = card.base["image_size"]
         return _cache.get((*parts, size), lambda: _load(path, file, task, split, size), _bytes)
-    tokenise = family.tokenise(card.root / card.base["path"], card.base)
+    tokenise = family.tokenise(base_folder(card), card.base)
     return _cache.get((*parts, tokenise), lambda: _load_texts(path, file, task, split, tokenise), _bytes)
 
 
