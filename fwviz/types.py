@@ -229,7 +229,7 @@ class Probe(Protocol):
     ) -> Tensor:
         """Diagonal of the Fisher information, mean over samples of Σ_c p_c·(∂ log p_c / ∂θ)²: (P,) float32, CPU.
 
-        Exact, or with at most ``passes`` backward passes per sample an estimate that is right in the mean.
+        Exact, or with about ``passes`` backward passes over all samples an estimate that is right in the mean.
         """
         ...
 

@@ -132,7 +132,8 @@ class CalibrationObjective:
     ) -> Tensor:
         """Diagonal of the Fisher information, mean over samples of Σ_c p_c·(∂ log p_c / ∂θ)²: (P,) float32, CPU.
 
-        Exact, or with at most ``passes`` backward passes per sample right in the mean. Ends what :meth:`gradient` lent.
+        Exact, or with about ``passes`` backward passes over all samples right in the mean. Ends what :meth:`gradient`
+        lent.
         """
         inputs = self._drawn(task, count, generator, self._inputs)
         with self._loaded(theta):

@@ -66,42 +66,50 @@ def squared_gradients(
     M = Wᵀ(diag p − ppᵀ)W for head weights W; writing M = Σ_r u_r·u_rᵀ by its eigenvectors, its diagonal is
     Σ_r (Jᵀu_r)². That takes at most min(C − 1, D) passes, and few where the model is sure of its answers.
 
-    ``passes`` allows fewer: the directions beyond are added up with random signs, whose cross terms vanish in the mean.
-    Samples go one by one through the ordinary backward pass into the flat gradient, so that memory stays at one vector
-    beside it; on a CPU that is no slower than several at once with weights of their own.
+    ``passes`` limits them over all inputs: what has to share a pass, directions of one sample and if need be samples,
+    is added up with random signs, whose cross terms vanish in the mean.
+    Gradients go through the ordinary backward pass into the flat gradient, so that memory stays at one vector beside
+    it; on a CPU samples one by one are no slower than several at once with weights of their own.
     """
     total = torch.zeros_like(flat.theta)
-    for sample in inputs.split(1):
+    count = len(inputs)
+    shared = 1 if passes is None else min(max(-(-count // passes), 1), backbone.chunk)
+    each = None if passes is None else max(passes // count, 1)
+    for part in inputs.split(shared):
         check()
         with torch.enable_grad():
-            output = backbone.features([sample])
-        directions = _directions(head, output.detach())
-        if passes is not None and len(directions) > passes:
-            directions = _mixed(directions, passes, generator)
-        for r, direction in enumerate(directions, 1):
+            output = backbone.features([part])
+        rows = [_limited(_directions(head, feature), each, generator) for feature in output.detach()]
+        for r in range(max(map(len, rows))):
+            direction = torch.stack([row[r] if r < len(row) else torch.zeros_like(row[0]) for row in rows])
             flat.zero_gradient()
-            output.backward(direction, retain_graph=r < len(directions))
+            output.backward(direction, retain_graph=True)
             total.addcmul_(flat.gradient, flat.gradient)
-    return total.div_(len(inputs)).cpu()
+    return total.div_(count).cpu()
 
 
-def _directions(head: Head, feature: Tensor) -> list[Tensor]:
-    """Vectors u_r (1, D), the largest first, with Σ_r u_rᵀ·u_r = Wᵀ(diag p − ppᵀ)W at one feature (1, D)."""
+def _directions(head: Head, feature: Tensor) -> Tensor:
+    """Vectors u_r, the largest first, with Σ_r u_r·u_rᵀ = Wᵀ(diag p − ppᵀ)W at one feature (D,): (R, D)."""
     weight = head.weight.double()
-    p = F.softmax(head.logits(feature)[0], dim=-1).double()
+    p = F.softmax(head.logits(feature), dim=-1).double()
     spread = torch.diag(p) - torch.outer(p, p)
     if weight.shape[0] > weight.shape[1]:
         spread, weight = weight.t() @ spread @ weight, torch.eye(weight.shape[1]).to(weight)
     values, vectors = torch.linalg.eigh(spread)
     rows = (vectors * values.clamp(min=0).sqrt()).t() @ weight
     sizes = rows.square().sum(1)
-    kept = sizes > _NEGLIGIBLE * sizes.sum()
-    order = sizes[kept].argsort(descending=True)
-    return list(rows[kept][order].to(feature.dtype)[:, None])
+    order = sizes.argsort(descending=True)
+    kept = int((sizes > _NEGLIGIBLE * sizes.sum()).sum())
+    return rows[order[: max(kept, 1)]].to(feature.dtype)
 
 
-def _mixed(directions: Sequence[Tensor], passes: int, generator: torch.Generator | None) -> list[Tensor]:
-    """The largest ``passes`` − 1 directions and one sum, with random signs, of all others."""
-    rest = torch.cat(list(directions[passes - 1 :]))
-    signs = torch.randint(2, (len(rest), 1), generator=generator).to(rest) * 2 - 1
-    return [*directions[: passes - 1], (signs * rest).sum(0, keepdim=True)]
+def _limited(directions: Tensor, passes: int | None, generator: torch.Generator | None) -> Tensor:
+    """The largest ``passes`` − 1 directions and the sum, with random signs, of all others; all with random signs.
+
+    A sign of its own for every direction that stays lets samples share a pass.
+    """
+    if passes is None:
+        return directions
+    signs = torch.randint(2, (len(directions), 1), generator=generator).to(directions) * 2 - 1
+    signed = signs * directions
+    return torch.cat([signed[: passes - 1], signed[passes - 1 :].sum(0, keepdim=True)])
