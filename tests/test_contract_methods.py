@@ -33,6 +33,8 @@ SHORT: dict[str, Any] = {
     "scale_points": 3,
     "updates": 4,
     "mask_updates": 3,
+    "samples": 8,
+    "passes": 8,
 }
 
 

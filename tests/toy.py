@@ -12,6 +12,9 @@ from fwviz.space.layout import build_layout
 from fwviz.space.vectors import ResidentTaskVectors
 from fwviz.types import LossName, ParamLayout, Problem
 
+INPUTS = 12  # samples per task that a probe sees
+WIDTH = 5  # of a feature
+
 SHAPES = {
     "vision_model.embeddings.class_embedding": (5,),
     "vision_model.encoder.layers.0.mlp.fc1.weight": (6, 4),
@@ -27,6 +30,8 @@ class Quadratic:
     """ℓ_k(θ) = mean over samples of ½·Σ_p w_k,p·(θ_p − c_k,p − noise)²; the noise of all samples has mean zero.
 
     ``centres`` (K, P), ``weights`` (K, P) > 0, ``noise`` (N, P). The gradient is borrowed, as the protocol says.
+
+    It is a probe as well: a linear feature extractor reads the first entries of θ, and is no part of the losses.
     """
 
     tasks: tuple[str, ...]
@@ -77,6 +82,54 @@ class Quadratic:
         losses, gradient = self._evaluate(theta, tasks, batch_size, generator)
         self.buffer.copy_(gradient)
         return losses, self.buffer
+
+    def _inputs(self, task: str, unlabelled: bool, count: int | None, generator: torch.Generator | None) -> Tensor:
+        """(N, WIDTH), around a direction of the task's own."""
+        k = self.tasks.index(task)
+        draws = torch.Generator().manual_seed(100 + 10 * k + unlabelled)
+        inputs = torch.randn(INPUTS, WIDTH, generator=draws) + 3 * torch.eye(WIDTH)[k % WIDTH]
+        return inputs if count is None else inputs[torch.randperm(INPUTS, generator=generator)[:count]]
+
+    def features(
+        self,
+        theta: Tensor,
+        task: str,
+        *,
+        unlabelled: bool = False,
+        count: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        inputs = self._inputs(task, unlabelled, count, generator)
+        return torch.nn.functional.normalize(inputs + 0.3 * theta[:WIDTH], dim=-1)
+
+    def labels(self, task: str) -> Tensor:
+        return torch.arange(INPUTS) % 3
+
+    def head(self, task: str) -> Tensor:
+        return 5 * torch.eye(WIDTH)[:3]
+
+    def squared_gradients(
+        self,
+        theta: Tensor,
+        task: str,
+        *,
+        count: int | None = None,
+        passes: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        k = self.tasks.index(task)
+        return (self.weights[k] * (theta - self.centres[k] - self.noise)).square().mean(dim=0)
+
+    def input_grams(
+        self, theta: Tensor, task: str, *, count: int | None = None, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        grams = {}
+        for j, (name, shape) in enumerate(SHAPES.items()):
+            if len(shape) == 2:
+                draws = torch.Generator().manual_seed(1000 + 10 * self.tasks.index(task) + j)
+                inputs = torch.randn(2 * shape[1], shape[1], generator=draws) + theta[j]
+                grams[name] = inputs.T @ inputs
+        return grams
 
 
 def toy_layout() -> ParamLayout:
