@@ -35,6 +35,7 @@ SHORT: dict[str, Any] = {
     "mask_updates": 3,
     "samples": 8,
     "passes": 8,
+    "init_updates": 3,
 }
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from fwviz.methods.adamerging import Settings as AdaMerging
+from fwviz.methods.adamerging import adapt
 from fwviz.space.simplex import parents, sum_groups
-from fwviz.types import Groups, LossName, Objective, TaskVectors
+from fwviz.types import Groups, LossName, Objective, Problem, Step, TaskVectors
 
-INITS = ("base", "average", "task_arithmetic")
+INITS = ("base", "average", "task_arithmetic", "adamerging")
 SCORES = ("inner_product", "tensor_cosine")
 EXTRA_VERTICES = ("base_initial", "initial", "none")
 
@@ -27,12 +29,34 @@ HULL_HELP = (
     "Stretch every checkpoint to base + s·task vector before taking the hull. Our extension: 1 is the paper's hull, "
     "more lets coefficients sum to s."
 )
+INIT_UPDATES_HELP = "Updates of AdaMerging, on unlabelled test inputs, that make the initial solution (released: 500)."
 EPSILON_HELP = "Stop when the Frank–Wolfe gap, in nats of loss, is at most this."
 
 
+def initial_solution(
+    problem: Problem, groups: Groups, init: str, scale: float, updates: int
+) -> Generator[Step, None, tuple[Tensor, int]]:
+    """λ⁰ (G, n) in float64 and the number of Steps it took, returned; those are AdaMerging's, yielded at t = 0.
+
+    The paper's vision runs start from AdaMerging's result, here with coefficients for ``groups``. It needs no label:
+    its loss is the entropy on unlabelled inputs, whatever the loss of the run is, so its Steps report none.
+    """
+    rows, shown = initial_coefficients(init, scale, len(groups), problem.vectors.n), 0
+    if init == "adamerging":
+        for step in adapt(problem, AdaMerging(updates=updates), groups):
+            assert step.coefficients is not None
+            rows, shown = step.coefficients.double(), shown + 1
+            note = f"initial solution by AdaMerging: {step.note}"
+            yield replace(step, t=0, inner=shown, loss=None, status="running", note=note)
+    return rows, shown
+
+
 def initial_coefficients(init: str, scale: float, count: int, n: int) -> Tensor:
-    """λ⁰ (count, n): zeros at the base, 1/n for the average, ``scale`` everywhere for task arithmetic."""
-    value = {"base": 0.0, "average": 1.0 / n, "task_arithmetic": scale}[init]
+    """λ⁰ (count, n): zeros at the base, 1/n for the average, ``scale`` everywhere for task arithmetic.
+
+    AdaMerging has no coefficients before it has run: its rows are zeros here.
+    """
+    value = {"base": 0.0, "average": 1.0 / n, "task_arithmetic": scale, "adamerging": 0.0}[init]
     return torch.full((count, n), value, dtype=torch.float64)
 
 

@@ -14,12 +14,13 @@ from fwviz.methods._frank_wolfe import (
     EXTRA_HELP,
     EXTRA_VERTICES,
     HULL_HELP,
+    INIT_UPDATES_HELP,
     INITS,
     SCORE_HELP,
     SCORES,
     Hull,
     Measurement,
-    initial_coefficients,
+    initial_solution,
     measure,
     percent,
     tally,
@@ -49,8 +50,8 @@ class Settings:
     )
     init: str = setting(
         "base",
-        "Where the path starts; also a vertex of the hull. The paper starts from task arithmetic for language; with "
-        "many vision checkpoints that is a worse start than the base (its figure 4a).",
+        "Where the path starts; also a vertex of the hull. The paper starts from task arithmetic for language, which "
+        "with many vision checkpoints is worse than the base (its figure 4a), and from AdaMerging's result for vision.",
         choices=INITS,
     )
     init_scale: float = setting(
@@ -60,6 +61,7 @@ class Settings:
         high=2.0,
         applies={"init": ("task_arithmetic",)},
     )
+    init_updates: int = setting(500, INIT_UPDATES_HELP, low=1, high=5000, applies={"init": ("adamerging",)})
     granularity: Granularity = setting(
         "layer", "What chooses its own vertex: the whole model, each layer or each tensor.", choices=GRANULARITIES
     )
@@ -128,7 +130,7 @@ def fw_hard(problem: Problem, settings: Settings) -> Iterator[Step]:
     The state is λ (G, n); every trial is rebuilt into one buffer (P,), so memory does not grow with n. With
     ``merge_fn = ties`` the state is θ itself, Steps carry ``delta`` and the gap certifies nothing.
 
-    Args: ``problem``, ``settings``. Yields t = 0 before (inner = 1) and after its gradients, then each trial of a line
+    Args: ``problem``, ``settings``. Yields t = 0 before (inner > 0) and after its gradients, then each trial of a line
     search (inner > 0) and each iterate.
     Deviations from the released code, all by setting: inner products instead of tensor cosines, base and initial
     solution as vertices, eval mode, a line search, all calibration samples. Its layer rule works per tensor
@@ -137,7 +139,9 @@ def fw_hard(problem: Problem, settings: Settings) -> Iterator[Step]:
     Reference: Chen et al. (2025), FW-Merging, arXiv:2503.12649, algorithm 1, eq. 3–8 and 10.
     """
     vectors, groups = problem.vectors, problem.groups(settings.granularity)
-    initial = initial_coefficients(settings.init, settings.init_scale, len(groups), vectors.n)
+    initial, shown = yield from initial_solution(
+        problem, groups, settings.init, settings.init_scale, settings.init_updates
+    )
     hull = Hull.build(vectors, groups, initial, settings.hull_scale, settings.extra_vertices)
     certified = settings.merge_fn == "convex" and settings.extra_vertices != "none"
     tasks = problem.objective.tasks if settings.task_scores else None
@@ -150,7 +154,7 @@ def fw_hard(problem: Problem, settings: Settings) -> Iterator[Step]:
     buffer = torch.empty_like(theta)
     start = Step(
         t=0,
-        inner=1,
+        inner=shown + 1,
         granularity=settings.granularity,
         coefficients=initial.float(),
         in_hull=simplex.in_hull(initial, hull.start),

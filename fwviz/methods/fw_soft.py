@@ -14,12 +14,13 @@ from fwviz.methods._frank_wolfe import (
     EXTRA_HELP,
     EXTRA_VERTICES,
     HULL_HELP,
+    INIT_UPDATES_HELP,
     INITS,
     SCORE_HELP,
     SCORES,
     Hull,
     Measurement,
-    initial_coefficients,
+    initial_solution,
     measure,
     percent,
 )
@@ -45,6 +46,7 @@ class Settings:
         high=2.0,
         applies={"init": ("task_arithmetic",)},
     )
+    init_updates: int = setting(500, INIT_UPDATES_HELP, low=1, high=5000, applies={"init": ("adamerging",)})
     granularity: Granularity = setting(
         "model", "What chooses its own vertices: the whole model, each layer or each tensor.", choices=GRANULARITIES
     )
@@ -123,7 +125,7 @@ def fw_soft(problem: Problem, settings: Settings) -> Iterator[Step]:
     The gap is that of the set searched, which with layer-wise coefficients is the product of the layers' hulls. It can
     stall above zero: the tasks' picks need not contain the vertex it is measured by, which ``joint_vertex`` adds.
 
-    Args: ``problem``, ``settings``. Yields t = 0 before (inner = 1) and after its gradients, then each update
+    Args: ``problem``, ``settings``. Yields t = 0 before (inner > 0) and after its gradients, then each update
     (inner > 0) and each iterate. ``scores`` have the rows of the coefficients; a model-wise oracle compares their sums.
     ``step_size`` is the mean over groups of Σ_j λ.
     ``inner = official`` is the released code: Adam 1e-3, 500 updates, λ = 0.3 at first and 1e-8 later, no projection
@@ -135,7 +137,9 @@ def fw_soft(problem: Problem, settings: Settings) -> Iterator[Step]:
     vectors, objective = problem.vectors, problem.objective
     chooser, mixer = problem.groups(settings.granularity), problem.groups(settings.coefficient_granularity)
     groups = chooser if len(chooser) >= len(mixer) else mixer
-    initial = initial_coefficients(settings.init, settings.init_scale, len(groups), vectors.n)
+    initial, shown = yield from initial_solution(
+        problem, groups, settings.init, settings.init_scale, settings.init_updates
+    )
     hull = Hull.build(vectors, groups, initial, settings.hull_scale, settings.extra_vertices)
     generator = problem.generator()
 
@@ -149,7 +153,7 @@ def fw_soft(problem: Problem, settings: Settings) -> Iterator[Step]:
     theta = vectors.combine(initial.float(), groups)
     start = Step(
         t=0,
-        inner=1,
+        inner=shown + 1,
         granularity=groups.granularity,
         coefficients=initial.float(),
         in_hull=simplex.in_hull(initial, hull.start),

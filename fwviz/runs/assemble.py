@@ -88,7 +88,9 @@ def _check_groups(recipe: Recipe, layout: ParamLayout) -> None:
 
 
 def _wants_inputs(recipe: Recipe) -> bool:
-    return entry("methods", recipe.method).data_for(recipe.method_settings()) == "inputs"
+    settings = recipe.method_settings()
+    starts_without_labels = getattr(settings, "init", "") == "adamerging"
+    return starts_without_labels or entry("methods", recipe.method).data_for(settings) == "inputs"
 
 
 def pool_fingerprint(card: PoolCard) -> str:

@@ -8,6 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from fwviz.methods.adamerging import Settings as AdaMerging
+from fwviz.methods.adamerging import adamerging
+from fwviz.methods.fw_hard import Settings as HardSettings
+from fwviz.methods.fw_hard import fw_hard
 from fwviz.methods.fw_soft import Settings, fw_soft
 from fwviz.space.vectors import ResidentTaskVectors
 from fwviz.types import Problem, Step
@@ -149,6 +153,26 @@ def test_starts_where_it_is_told() -> None:
             assert step.t == 0
         assert shown.loss is None
         assert first.loss is not None
+
+
+@pytest.mark.parametrize("method", [fw_soft, fw_hard])
+def test_starts_from_adamerging(method: Any) -> None:
+    """The updates of AdaMerging come first, at t = 0; the path starts where they end, and may mix that point in."""
+    problem = toy_problem()
+    settings: Any = {"init": "adamerging", "init_updates": 40, "max_steps": 1}
+    steps = list(method(problem, HardSettings(**settings) if method is fw_hard else Settings(**settings)))
+    first = [step for step in steps if step.t == 0]
+    granularity = first[-1].granularity
+    adapted = list(adamerging(problem, AdaMerging(updates=40, granularity=granularity)))
+    assert [step.inner for step in first] == [*range(1, len(adapted) + 2), 0]
+    for step, own in zip(first, adapted, strict=False):
+        assert torch.equal(step.coefficients, own.coefficients)
+        assert step.loss is None
+    assert torch.equal(first[-1].coefficients, adapted[-1].coefficients)
+    theta = problem.vectors.combine(first[-1].coefficients, problem.groups(granularity))
+    assert first[-1].loss == pytest.approx(float(problem.objective.losses(theta).mean()), rel=1e-5)
+    assert first[-1].in_hull is True
+    assert steps[-1].loss < first[-1].loss
 
 
 def test_notes_name_where_it_went() -> None:
