@@ -1,4 +1,4 @@
-"""Peak memory of a Frank-Wolfe run over streamed checkpoints, for pools of growing size.
+"""Peak memory of a run over streamed checkpoints, for pools of growing size.
 
 FW-Merging claims memory that does not grow with the number of checkpoints; the code released with it loads them all.
 Every run has a process of its own. ``extra`` is the peak above what the process held when everything was set up: base,
@@ -35,6 +35,10 @@ METHODS: dict[str, dict[str, Any]] = {
     # Enough to pass every allocation: line search, inner updates, the step to the next iterate.
     "fw_hard": {"max_steps": 2, "trials": 2, "init": "average", "task_scores": False},
     "fw_soft": {"max_steps": 1, "inner_updates": 2, "init": "average"},
+    "supermerge": {"updates": 2},
+    "supermerge_hierarchical": {"updates": 2},
+    "adamerging": {"updates": 2, "plus_plus": True},
+    "concrete": {"mask_updates": 2, "updates": 2},
 }
 _CHUNK = 1 << 18
 _STATUS = Path("/proc/self/status")
@@ -98,9 +102,9 @@ class QuadraticObjective:
 class ClipObjective:
     """Cross-entropy of a randomly initialised CLIP ViT-B/32 tower, bound to the layout, on random pixels and labels."""
 
-    tasks: tuple[str, ...] = TASKS
-
-    def __init__(self, layout: ParamLayout, samples: int = 4, classes: int = 10) -> None:
+    def __init__(
+        self, layout: ParamLayout, samples: int = 4, classes: int = 10, tasks: tuple[str, ...] = TASKS
+    ) -> None:
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
         from fwviz.space.binding import bind
@@ -109,8 +113,9 @@ class ClipObjective:
         self.model = CLIPVisionModelWithProjection(config).eval()
         self.flat = bind(self.model, layout)
         random = torch.Generator().manual_seed(4)
-        self.pixels = torch.randn(len(TASKS), samples, 3, 224, 224, generator=random)
-        self.labels = torch.randint(classes, (len(TASKS), samples), generator=random)
+        self.tasks = tasks
+        self.pixels = torch.randn(len(tasks), samples, 3, 224, 224, generator=random)
+        self.labels = torch.randint(classes, (len(tasks), samples), generator=random)
         self.head = torch.randn(classes, 512, generator=random)
 
     def losses(
@@ -125,7 +130,7 @@ class ClipObjective:
         """Mean loss per task (K,)."""
         self.flat.load(theta)
         with torch.no_grad():
-            return torch.stack([self._loss(task) for task in tasks or self.tasks])
+            return torch.stack([self._loss(task, loss) for task in tasks or self.tasks])
 
     def gradient(
         self,
@@ -142,21 +147,25 @@ class ClipObjective:
         self.flat.zero_gradient()
         losses = []
         for task in chosen:
-            value = self._loss(task)
+            value = self._loss(task, loss)
             (value / len(chosen)).backward()
             losses.append(value.detach())
         return torch.stack(losses), self.flat.gradient
 
-    def _loss(self, task: str) -> Tensor:
+    def _loss(self, task: str, loss: LossName) -> Tensor:
         k = self.tasks.index(task)
         features = torch.nn.functional.normalize(self.model(pixel_values=self.pixels[k]).image_embeds, dim=-1)
-        return torch.nn.functional.cross_entropy(features @ self.head.t(), self.labels[k])
+        logits = features @ self.head.t()
+        if loss == "entropy":
+            log_p = torch.nn.functional.log_softmax(logits, dim=-1)
+            return -(log_p.exp() * log_p).sum(dim=-1).mean()
+        return torch.nn.functional.cross_entropy(logits, self.labels[k])
 
 
-class _OwnPeak:
+class OwnPeak:
     """The largest memory this process allocated for itself while the block runs, sampled 200 times a second."""
 
-    def __enter__(self) -> _OwnPeak:
+    def __enter__(self) -> OwnPeak:
         self.bytes = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -230,7 +239,7 @@ def measure_here(method: str, folder: Path, count: int, model: bool, layout: Par
     start_rss, start_own = memory_now()
     begin = time.perf_counter()
     steps = 0
-    with _OwnPeak() as own:
+    with OwnPeak() as own:
         for _ in run_method.run(Problem(vectors, objective), settings):
             steps += 1
     return {
@@ -303,7 +312,7 @@ def main(argv: Sequence[str]) -> int:
         prog="fwviz bench memory", description=__doc__.splitlines()[0] if __doc__ else None
     )
     parser.add_argument("--checkpoints", type=int, nargs="+", default=[4, 16], help="pool sizes (default 4 16)")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: both")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
     parser.add_argument("--model", action="store_true", help="a real ViT-B/32 forward and backward pass (slower)")
     parser.add_argument("--folder", type=Path, help="where the temporary pool goes (176 MB per checkpoint)")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)

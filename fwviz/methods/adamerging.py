@@ -55,7 +55,7 @@ def adamerging(problem: Problem, settings: Settings) -> Iterator[Step]:
 
     λ = argmin Σ_k mean over inputs x of task k of −Σ_c p_c(x)·ln p_c(x), by Adam (1e-3, β = 0.9, 0.999) from 0.3
     everywhere. A model that gives every input the same confident answer has no entropy either: where the answers to a
-    task narrow down to half the classes of the start, the note says so.
+    task narrow down to half the classes of the start, or the calibration loss rises, the note says so.
 
     ``plus_plus`` puts τ̂ᵢ, what steps 1 and 2 of TIES keep of τᵢ, in the place of τᵢ. The merge is then not linear in
     the checkpoints and Steps carry ``delta``; τ̂ᵢ is made anew whenever it is read, from one byte per coordinate.

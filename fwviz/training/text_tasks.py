@@ -118,7 +118,9 @@ def draw_texts(task: TextTask, folders: Mapping[str, Path]) -> dict[str, TextSpl
         each = min(task.rows(role) // len(task.classes), min(len(rows) for rows in by_role[role]))
         if role != "train" and each * len(task.classes) < {"calibration": 100, "validation": 100, "test": 300}[role]:
             raise ValueError(f"task {task.id}: a class has only {each} sentences for {role}")
-        picked = [(text, label, key) for label, rows in enumerate(by_role[role]) for _, text, key in sorted(rows)[:each]]
+        picked = [
+            (text, label, key) for label, rows in enumerate(by_role[role]) for _, text, key in sorted(rows)[:each]
+        ]
         picked.sort(key=lambda row: _digest(row[0]))
         texts, labels, keys = zip(*picked, strict=True)
         splits[role] = TextSplit(texts, labels, keys)
@@ -203,7 +205,7 @@ def _synsets(folder: Path, kinds: tuple[str, ...]) -> Iterator[_Synset]:
             pointers = [fields[after + 1 + 4 * j : after + 5 + 4 * j] for j in range(int(fields[after]))]
             topics = tuple(target for symbol, target, *_ in pointers if symbol == ";c")
             meaning = re.sub(r'"[^"]*"?', "", gloss).strip(" ;")
-            yield _Synset(kind, fields[1], tuple(fields[4 : after : 2]), topics, meaning)
+            yield _Synset(kind, fields[1], tuple(fields[4:after:2]), topics, meaning)
 
 
 def _meanings(kind: str, files: Mapping[str, str]) -> Callable[[Mapping[str, Path]], Iterator[Row]]:
@@ -248,7 +250,9 @@ def _spam(folders: Mapping[str, Path]) -> Iterator[Row]:
         found = re.search(r"^Subject:[ \t]*(.+)$", mail["text"], flags=re.MULTILINE)
         if found is None or "=?" in found[1]:
             continue
-        subject = re.sub(r"^((re|fw|fwd|aw)\s*(\[\d+\])?:\s*|\[[^\]]*\]\s*)+", "", found[1].strip(), flags=re.IGNORECASE)
+        subject = re.sub(
+            r"^((re|fw|fwd|aw)\s*(\[\d+\])?:\s*|\[[^\]]*\]\s*)+", "", found[1].strip(), flags=re.IGNORECASE
+        )
         subject = re.sub(r"\S+@\S+", "someone", subject)
         subject = re.sub(r"\s+[a-z0-9]{5,}$|\d{4,}", " ", subject).strip() if "spam" in mail["group"] else subject
         yield subject, int(mail["group"].startswith("spam")), f"subject:{subject.lower()}"

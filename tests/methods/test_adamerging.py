@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,13 +65,14 @@ class Loud(Quadratic):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.heard: set[str] = set()
+        self.learnt: set[str] = set()
 
     def losses(self, theta: Tensor, **values: Any) -> Tensor:
         self.heard.add(values["loss"])
         return super().losses(theta, **values)
 
     def gradient(self, theta: Tensor, **values: Any) -> tuple[Tensor, Tensor]:
-        self.heard.add(values["loss"])
+        self.learnt.add(values["loss"])
         return super().gradient(theta, **values)
 
 
@@ -81,7 +81,9 @@ def test_asks_for_the_loss_it_was_set_to(loss: str) -> None:
     quadratic: Any = toy_problem().objective
     loud = Loud(quadratic.tasks, quadratic.centres, quadratic.weights, quadratic.noise)
     steps(Problem(toy_problem().vectors, loud), loss=loss, updates=2)
-    assert loud.heard == {loss}
+    assert loud.learnt == {loss}
+    # Labels are looked at for the warning only.
+    assert loud.heard == {loss, "cross_entropy"}
 
 
 class Seen(Quadratic):
@@ -124,8 +126,31 @@ def test_a_collapse_of_the_answers_is_said() -> None:
     assert not any("collapse" in note for note in silent)
 
 
-def test_without_a_probe_nothing_is_said() -> None:
+def test_a_model_that_grows_surer_and_worse_is_said_to() -> None:
     problem = toy_problem()
-    tasks: Sequence[str] = problem.objective.tasks
-    assert tasks
-    assert Answers(problem, problem.vectors.base).warning(problem.vectors.base + 3.0) == ""
+    base = problem.vectors.base
+    quadratic: Any = problem.objective
+    better = base + 0.3 * (quadratic.centres.mean(dim=0) - base)
+    answers = Answers(problem, base)
+    assert answers.warning(base) == ""
+    assert answers.warning(better) == ""
+    assert "at its least" in answers.warning(base)
+    start, worse = (float(quadratic.losses(theta).mean()) for theta in (base, base + 3.0))
+    assert answers.warning(base + 3.0) == (
+        f"; surer, not better: calibration loss {start:.2f} at the start, {worse:.2f} now"
+    )
+
+
+def test_looking_changes_nothing() -> None:
+    """The warning reads labels; what is learnt must be the same where they are turned upside down."""
+    problem = toy_problem()
+
+    class Upside(Quadratic):
+        def losses(self, theta: Tensor, **values: Any) -> Tensor:
+            found = super().losses(theta, **values)
+            return -found if values["loss"] == "cross_entropy" else found
+
+    quadratic: Any = problem.objective
+    other = Upside(quadratic.tasks, quadratic.centres, quadratic.weights, quadratic.noise)
+    found = [steps(Problem(problem.vectors, o))[-1].coefficients for o in (quadratic, other)]
+    assert torch.equal(*found)  # type: ignore[arg-type]
