@@ -1,8 +1,9 @@
 /* The chart component: one node per chart, Plotly.react on it, at most one draw per animation frame.
  *
- * A payload is a JSON string {v, key, figure: {data, layout}, summary}. It is always complete, so that a dropped one is
- * harmless; an older version than the last one seen is ignored. `key` names what is shown: while it stays the same, zoom
- * is kept. Theme, size and the cursor at the shared step are followed here, without the server.
+ * A payload is a JSON string {v, key, figure: {data, layout}, summary, …}, or while data arrive {v, base, ops, …}: what
+ * has changed of the figure of version `base`. If that one was dropped on the way, the whole figure is asked for; an
+ * older version than the last one seen is ignored. `key` names what is shown: while it stays the same, zoom is kept.
+ * Theme, size, the cursor at the shared step, previews and pins are followed here, without the server.
  */
 (() => {
   const fwviz = (window.fwviz ||= {});
@@ -32,6 +33,26 @@
       script.onerror = () => reject(new Error("plotly.js could not be loaded"));
       document.head.append(script);
     }));
+
+  // The difference that fwviz/ui/delta.py makes, applied without touching the old figure.
+  function changed(old, [path, what, ...rest]) {
+    if (path.length) {
+      const copy = Array.isArray(old) ? [...old] : { ...old };
+      const [key, ...deeper] = path;
+      if (!deeper.length && what === "drop") delete copy[key];
+      else copy[key] = changed(copy[key], [deeper, what, ...rest]);
+      return copy;
+    }
+    if (what === "set") return rest[0];
+    if (what === "tail") return typeof old === "string" ? old.slice(0, rest[0]) + rest[1] : [...old.slice(0, rest[0]), ...rest[1]];
+    let at = 0;
+    const parts = [];
+    for (const [start, text] of rest[0]) {
+      parts.push(old.slice(at, start), text);
+      at = start + text.length;
+    }
+    return parts.join("") + old.slice(at);
+  }
 
   const css = (name) => getComputedStyle(document.body).getPropertyValue(name).trim();
 
@@ -74,12 +95,43 @@
 
     const visible = () => plot.isConnected && plot.offsetWidth > 0;
 
+    const bar = element.querySelector(".fw-progress");
+    const action = element.querySelector(".fw-act");
+    let asked = 0; // the version for which the whole figure was asked
+
     state.push = (payload) => {
       if (!payload || (state.payload && payload.v <= state.payload.v)) return;
+      if (payload.ops) {
+        if (state.payload?.v !== payload.base || !state.payload.figure) {
+          if (asked < payload.base) trigger("pin", { chart: name, action: "whole" });
+          asked = payload.base;
+          return;
+        }
+        payload.figure = payload.ops.reduce(changed, state.payload.figure);
+        state.patched = (state.patched || 0) + 1;
+      }
       state.payload = payload;
       state.received += 1;
+      state.bytes = (props.value || "").length;
+      job(payload.job);
       ask();
     };
+
+    // Where a measurement stands: its button stops it while it is under way.
+    function job(facts) {
+      const on = facts?.state === "running" || facts?.state === "waiting";
+      if (action && facts) {
+        action.dataset.act = on ? "stop" : "measure";
+        action.textContent = on ? "Stop" : facts.state === "done" ? "Measured" : facts.state === "stopped" ? "Measure again" : action.dataset.label;
+        action.disabled = facts.state === "done";
+      }
+      if (!bar) return;
+      bar.hidden = !facts || facts.state === "idle" || facts.state === "done";
+      if (bar.hidden) return;
+      bar.querySelector("i").style.width = `${100 * (facts.progress || 0)}%`;
+      bar.setAttribute("aria-valuenow", Math.round(100 * (facts.progress || 0)));
+      bar.querySelector("span").textContent = facts.state === "waiting" ? "waiting for a free place" : facts.said || "";
+    }
     const take = () => state.push(fwviz.parse(props.value, null));
 
     function ask() {
@@ -94,6 +146,7 @@
       if (!dirty || !state.payload || !visible()) return; // hidden: the observer asks again when it is shown
       dirty = false;
       const { summary, key, note } = state.payload;
+      state.named = null;
       const figure = state.payload.figure && inTheme(state.payload.figure);
       message.hidden = Boolean(figure) || !note;
       message.textContent = figure ? "" : note || "";
@@ -103,6 +156,7 @@
       if (!figure) {
         if (state.ready) window.Plotly.purge(plot);
         state.ready = false;
+        marks.replaceChildren();
         plot.style.height = "";
         tableBox.replaceChildren();
         line.hidden = true;
@@ -127,10 +181,12 @@
       if (!state.ready) {
         state.ready = true;
         plot.on("plotly_click", click);
+        plot.on("plotly_hover", (event) => fwviz.emit("hover", { from: name, keys: keysOf(event.points?.[0]) }));
+        plot.on("plotly_unhover", () => fwviz.emit("hover", { from: name, keys: {} }));
         plot.on("plotly_afterplot", place);
         plot.on("plotly_relayout", place);
-        plot.append(line);
-      } else if (!line.isConnected) plot.append(line);
+        plot.append(line, marks);
+      } else if (!line.isConnected) plot.append(line, marks);
       state.drawn += 1;
       state.milliseconds += performance.now() - start;
       place();
@@ -138,17 +194,159 @@
       if (dirty) ask();
     }
 
+    // --- what a point stands for: charts/_style.py names() says it in the trace's meta -----------------
+    const plain = (value) => (typeof value === "number" || typeof value === "string" ? value : null);
+
+    function keysOf(point) {
+      const meta = point?.data?.meta || point?.fullData?.meta;
+      if (!meta) return {};
+      const keys = { ...meta.of };
+      const [row, column] = Array.isArray(point.pointIndex ?? point.pointNumber) ? (point.pointIndex ?? point.pointNumber) : [];
+      for (const [ids, at] of [[meta.rows, row], [meta.columns, column]]) {
+        for (const [key, list] of Object.entries(ids || {})) if (at !== undefined) keys[key] = list[at];
+      }
+      const names = meta.keys || (meta.select && meta.select !== "cell" && !(meta.select in keys) ? [meta.select] : []);
+      const custom = Array.isArray(point.customdata) ? point.customdata : [point.customdata];
+      names.forEach((key, i) => plain(custom[i]) !== null && (keys[key] = custom[i]));
+      if (meta.select === "t" && keys.t === undefined) keys.t = plain(point.x);
+      return keys;
+    }
+
     function click(event) {
       const point = event.points?.[0];
-      if (!point) return;
-      const plain = (value) => (typeof value === "number" || typeof value === "string" ? value : null);
-      const custom = Array.isArray(point.customdata) ? point.customdata.map(plain) : plain(point.customdata);
-      const select = plain(point.data?.meta?.select) ?? plain(point.fullData?.meta?.select);
-      trigger("pin", { chart: name, select, x: plain(point.x), y: plain(point.y), trace: plain(point.data?.name), custom });
+      const select = point?.data?.meta?.select ?? point?.fullData?.meta?.select;
+      if (!select) return;
+      const keys = keysOf(point);
+      if (select === "t") return trigger("pin", { chart: name, t: keys.t });
+      const wanted = select === "cell" ? ["checkpoint", "layer"] : [select];
+      const pins = Object.fromEntries(wanted.filter((key) => keys[key] && key in fwviz.pins).map((key) => [key, keys[key]]));
+      if (Object.keys(pins).length) fwviz.pin(pins, (data) => trigger("pin", { chart: name, ...data }));
+      fwviz.emit("picked", { chart: name, select, keys, value: plain(point.z) ?? plain(point.x) });
+    }
+
+    // --- marks: thin elements over the plot for what is previewed or pinned; nothing is drawn anew -------
+    const marks = fwviz.el("div", { class: "fw-marks", "aria-hidden": "true" });
+    let hovered = {};
+
+    // Every named part of the figure, once per figure: key → id → places.
+    function parts() {
+      if (state.named) return state.named;
+      const named = { checkpoint: new Map(), layer: new Map() };
+      const add = (key, id, place) => {
+        if (!(key in named) || id === null || id === undefined) return;
+        if (!named[key].has(id)) named[key].set(id, []);
+        named[key].get(id).push(place);
+      };
+      (plot._fullData || []).forEach((trace, n) => {
+        const meta = trace.meta;
+        if (!meta) return;
+        for (const [key, id] of Object.entries(meta.of || {})) add(key, id, { kind: "trace", n });
+        for (const [key, ids] of Object.entries(meta.rows || {})) ids.forEach((id, i) => add(key, id, { kind: "row", n, i }));
+        for (const [key, ids] of Object.entries(meta.columns || {})) ids.forEach((id, i) => add(key, id, { kind: "column", n, i }));
+        const names = meta.keys || (meta.select in named ? [meta.select] : []);
+        if (!names.length || meta.of || !trace.customdata || trace.customdata.length > 4000) return;
+        for (let i = 0; i < trace.customdata.length; i++) {
+          const custom = Array.isArray(trace.customdata[i]) ? trace.customdata[i] : [trace.customdata[i]];
+          names.forEach((key, k) => add(key, custom[k], { kind: trace.type === "bar" ? "bar" : "point", n, i }));
+        }
+      });
+      return (state.named = named);
+    }
+
+    const pixel = (axis, value) => axis._offset + axis.l2p(axis.d2l(value));
+    const half = (axis, list, i) => {
+      const here = axis.l2p(axis.d2l(list[i]));
+      const beside = list.length > 1 ? axis.l2p(axis.d2l(list[i > 0 ? i - 1 : 1])) : here + 20;
+      return Math.abs(beside - here) / 2;
+    };
+
+    function box(place) {
+      const layout = plot._fullLayout;
+      const trace = plot._fullData[place.n];
+      if (trace.visible !== true || !trace.xaxis || !trace.yaxis) return null;
+      const x = layout["xaxis" + trace.xaxis.slice(1)];
+      const y = layout["yaxis" + trace.yaxis.slice(1)];
+      if (!x || !y) return null;
+      const across = { left: x._offset, width: x._length };
+      const along = { top: y._offset, height: y._length };
+      const clip = (b) => {
+        const left = Math.max(b.left, x._offset - 2), top = Math.max(b.top, y._offset - 2);
+        const right = Math.min(b.left + b.width, x._offset + x._length + 2), bottom = Math.min(b.top + b.height, y._offset + y._length + 2);
+        return right - left > 1 && bottom - top > 1 ? { ...b, left, top, width: right - left, height: bottom - top } : null;
+      };
+      if (place.kind === "row") {
+        const h = half(y, trace.y, place.i);
+        return clip({ ...across, top: pixel(y, trace.y[place.i]) - h, height: 2 * h });
+      }
+      if (place.kind === "column") {
+        const w = half(x, trace.x, place.i);
+        return clip({ ...along, left: pixel(x, trace.x[place.i]) - w, width: 2 * w });
+      }
+      if (place.kind === "bar") {
+        const flat = trace.orientation === "h";
+        const axis = flat ? y : x;
+        const at = pixel(axis, (flat ? trace.y : trace.x)[place.i]);
+        const w = Math.max(Math.abs(axis.l2p(1) - axis.l2p(0)) / 2 || 9, 5);
+        return clip(flat ? { ...across, top: at - w, height: 2 * w } : { ...along, left: at - w, width: 2 * w });
+      }
+      const left = pixel(x, trace.x[place.i]), top = pixel(y, trace.y[place.i]);
+      if (!Number.isFinite(left) || !Number.isFinite(top)) return null;
+      return clip({ left: left - 8, top: top - 8, width: 16, height: 16, round: true });
+    }
+
+    // Lines and violins that stand for a checkpoint or layer as a whole: the others step back.
+    function fade(named, wanted) {
+      const groups = new Map();
+      for (const key of Object.keys(named)) for (const [id, places] of named[key]) for (const place of places) if (place.kind === "trace") groups.set(place.n, (groups.get(place.n) || !wanted.length) || wanted.some(([k, i]) => k === key && i === id));
+      if (!groups.size) return;
+      const any = [...groups.values()].some(Boolean);
+      for (const [n, on] of groups) {
+        const node = plot.querySelector(`.trace${CSS.escape(plot._fullData[n].uid)}`);
+        if (node) {
+          node.style.opacity = on || !any ? "" : "0.22";
+          node.classList.toggle("fw-on", on && wanted.length > 0);
+        }
+      }
+    }
+
+    function mark() {
+      if (!state.ready || !visible()) return;
+      const start = performance.now();
+      const named = parts();
+      const pinned = Object.entries(fwviz.pins || {}).filter(([, id]) => id);
+      const previewed = Object.entries(hovered).filter(([key, id]) => key in named && id && fwviz.pins[key] !== id);
+      const boxes = [];
+      for (const [list, how] of [[pinned, "pinned"], [previewed, "preview"]]) {
+        for (const [key, id] of list) {
+          // Neighbouring columns or rows are marked as one, and a row once, whatever stands in it.
+          const spots = [];
+          for (const place of named[key]?.get(id) || []) {
+            if (spots.length > 400) break;
+            const found = place.kind === "trace" ? null : box(place);
+            if (!found) continue;
+            const near = (a, b) => Math.abs(a - b) < 1.5;
+            const touching = spots.findLast((b) => !b.round && !found.round && ((near(b.top, found.top) && near(b.height, found.height) && found.left <= b.left + b.width + 1.5 && found.left >= b.left - 1) || (near(b.left, found.left) && near(b.width, found.width) && found.top <= b.top + b.height + 1.5 && found.top >= b.top - 1)));
+            if (touching) {
+              touching.width = Math.max(touching.width, found.left + found.width - touching.left);
+              touching.height = Math.max(touching.height, found.top + found.height - touching.top);
+            } else spots.push(found);
+          }
+          for (const found of spots) {
+            const node = fwviz.el("i", { class: `${how}${found.round ? " round" : ""}` });
+            for (const side of ["left", "top", "width", "height"]) node.style[side] = found[side].toFixed(1) + "px";
+            boxes.push(node);
+          }
+        }
+      }
+      marks.replaceChildren(...boxes);
+      fade(named, [...pinned, ...previewed]);
+      state.marked = boxes.length;
+      state.marking = performance.now() - start;
     }
 
     // The cursor is a thin element over the plot: moving it costs no redraw.
     function place() {
+      mark();
       const layout = plot._fullLayout;
       const axis = layout?.xaxis;
       const x = cursor?.x;
@@ -174,10 +372,10 @@
     };
 
     async function fillTable() {
-      const asked = state.payload.v;
+      const wanted = state.payload.v;
       const { columns, rows: all } = await rows();
-      if (asked !== state.payload.v && state.filled) return; // a newer picture is on its way, and so is its table
-      state.filled = asked;
+      if (wanted !== state.payload.v && state.filled) return; // a newer picture is on its way, and so is its table
+      state.filled = wanted;
       const shown = all.slice(0, 400);
       const table = fwviz.el("table", {}, fwviz.el("thead", {}, fwviz.el("tr", {}, ...columns.map((c) => fwviz.el("th", { scope: "col" }, c)))));
       const body = fwviz.el("tbody");
@@ -234,7 +432,15 @@
       const act = button.dataset.act;
       const menu = button.closest("details");
       if (menu) menu.open = false;
-      if (act === "measure") return trigger("pin", { chart: name, action: "measure" });
+      if (act === "measure" || act === "stop") return trigger("pin", { chart: name, action: act });
+      if (act === "cli") {
+        const line = fwviz.parse(await server.rows(state.payload?.ask || ""), null)?.cli;
+        return fwviz.say(line && (await fwviz.copy(line)) ? "Command copied: it makes this figure without a browser." : "There is no command for this chart yet.");
+      }
+      if (act === "recipe") {
+        const view = (fwviz.parse(state.payload?.ask, []) || [])[1];
+        return view ? fwviz.el("a", { href: `fwviz/export/${encodeURIComponent(view)}/recipe`, download: "" }).click() : fwviz.say("There is no recipe behind this chart yet.");
+      }
       if (act === "table") {
         const on = button.getAttribute("aria-pressed") !== "true";
         button.setAttribute("aria-pressed", String(on));
@@ -256,6 +462,11 @@
       else if (state.ready && Math.abs(plot._fullLayout.width - plot.clientWidth) > 1) requestAnimationFrame(() => visible() && window.Plotly.Plots.resize(plot));
     }).observe(plot);
     fwviz.on("theme", () => state.payload && ask());
+    fwviz.on("pins", mark);
+    fwviz.on("hover", ({ keys }) => {
+      hovered = keys;
+      mark();
+    });
     fwviz.on("cursor", (where) => {
       cursor = where;
       place();

@@ -121,7 +121,7 @@
 
     function cursor() {
       const tick = value.ticks[index];
-      fwviz.cursor = { index, x: tick ? tick[0] : null };
+      fwviz.cursor = { index, x: tick ? tick[0] : null, t: tick ? tick[1] : null };
       fwviz.emit("cursor", fwviz.cursor);
     }
 
@@ -187,6 +187,14 @@
       if (!next || next.v < value.v) return;
       if (next.ack !== undefined) return arrived();
       const other = next.view !== value.view;
+      if (next.known) {
+        if (other || value.ticks.length < next.known) {
+          if (performance.now() - (take.asked || -1e9) < 2000) return;
+          take.asked = performance.now();
+          return trigger("scrub", { view: next.view, index: next.index, follow, whole: true });
+        }
+        next.ticks = value.ticks.slice(0, next.known).concat(next.ticks);
+      }
       if (other) {
         halt();
         follow = next.follow !== false;

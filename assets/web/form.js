@@ -122,6 +122,7 @@
     function setMethod(name) {
       const method = value.methods.find((m) => m.name === name);
       recipe.method = name;
+      if (name !== "given_coefficients") delete recipe.coefficients;
       recipe.settings = Object.fromEntries(method.settings.map((s) => [s.name, s.default]));
       drawSettings();
       fill();

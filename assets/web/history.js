@@ -47,6 +47,7 @@
           box.addEventListener("change", () => {
             if (box.checked) compare.add(row.id);
             else compare.delete(row.id);
+            fwviz.setQuery({ compare: [...compare].join(",") });
             trigger("compare", { ids: [...compare] });
           });
           const open = el("button", { type: "button", class: "fw-link", onclick: () => trigger("open", { id: row.id }), "aria-current": row.id === value.open }, row.title);
@@ -98,15 +99,15 @@
     }
     function show() {
       const on = Boolean(value.view);
-      const at = fwviz.cursor?.index ?? value.index ?? 0;
+      const at = fwviz.cursor?.index ?? 0;
       for (const what of ["weights", "recipe", "table", "trace"]) {
         const anchor = link(what);
         const query = what === "weights" ? `?index=${at}` : "";
         if (on && value[what] !== false) anchor.href = `fwviz/export/${encodeURIComponent(value.view)}/${what}${query}`;
         else anchor.removeAttribute("href");
       }
-      const t = value.ticks?.[at];
-      link("weights").querySelector("small").textContent = t ? `merged model at t = ${t}` : "merged model at the step shown";
+      const t = fwviz.cursor?.t;
+      link("weights").querySelector("small").textContent = Number.isFinite(t) ? `merged model at t = ${t}` : "merged model at the step shown";
       cli.textContent = value.cli || "";
     }
     fwviz.on("cursor", show);

@@ -85,15 +85,26 @@
     fwviz.setQuery(changes);
   };
 
-  // gradio tells of every tab that shows, the first included: the tab of the link is opened once that has happened.
+  // gradio may tell of the first tab that shows, too: until the tab of the link is open, no other counts.
   const FIRST_TAB = "relevance";
   let wantedTab = fwviz.query().get("tab");
   fwviz.chosenTab = (name) => {
-    const button = wantedTab && wantedTab !== name && document.getElementById(`fw-tab-${wantedTab}-button`);
+    if (wantedTab && wantedTab !== name) return;
     wantedTab = null;
-    if (button) button.click();
-    else fwviz.setQuery({ tab: name === FIRST_TAB ? null : name });
+    fwviz.setQuery({ tab: name === FIRST_TAB ? null : name });
+    fwviz.tellTab?.(name);
   };
+  fwviz.openTab = () => {
+    const button = wantedTab && document.getElementById(`fw-tab-${CSS.escape(wantedTab)}-button`);
+    if (!button || button.getAttribute("aria-selected") === "true") wantedTab = null;
+    else button.click();
+  };
+
+  // --- for teachers: embed=1 shows the charts of the tab alone, hide= leaves parts of the page out ------
+  const PARTS = ["header", "sidebar", "runbar", "scrubber", "pins", "tabs", "lead", "controls", "tiles", "readings", "tools", "export", "history"];
+  const hidden = new Set((fwviz.query().get("hide") || "").split(",").filter((part) => PARTS.includes(part)));
+  if (fwviz.query().get("embed") === "1") for (const part of PARTS) if (!["readings", "tools"].includes(part)) hidden.add(part);
+  for (const part of hidden) document.body.classList.add(`fw-no-${part}`);
 
   // --- drawer (the sidebar at phone width) --------------------------------------------------------
   fwviz.drawer = (open) => {
@@ -113,7 +124,7 @@
       if (button.dataset.act === "drawer") fwviz.drawer(!document.body.classList.contains("fw-drawer-open"));
       if (button.dataset.act === "link") {
         const done = await fwviz.copy(location.href);
-        fwviz.say(done ? "Link copied: it holds the pool, the recipe, the step and the tab." : "Copy the address of this page: it is the link.");
+        fwviz.say(done ? "Link copied: it holds the pool, the recipe, the run, the step, the tab, its controls and what is marked." : "Copy the address of this page: it is the link.");
       }
     });
   };

@@ -276,7 +276,7 @@ def names(
         rows, columns: of a heat-map, the ids along y and x, such as {"layer": ["stem", "block.0"]}.
         more: anything else a chart wants to keep with its trace.
     """
-    said = {"select": select, "keys": list(keys), "of": of and dict(of)}
+    said: dict[str, Any] = {"select": select, "keys": list(keys), "of": of and dict(of)}
     said |= {
         end: ids and {key: list(v) for key, v in ids.items()} for end, ids in (("rows", rows), ("columns", columns))
     }

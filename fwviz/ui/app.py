@@ -18,12 +18,15 @@ from fwviz.ui import exports, state, web
 from fwviz.ui.desk import Desk, Messages
 from fwviz.ui.jobs import JobBoard
 from fwviz.ui.library import Library, recordings_root
+from fwviz.ui.panels.editor import make_editor
 from fwviz.ui.panels.history import make_history
-from fwviz.ui.panels.merge import make_merge
-from fwviz.ui.panels.relevance import make_relevance
+from fwviz.ui.panels.merge import make_export, make_tiles
+from fwviz.ui.panels.pins import make_pins
 from fwviz.ui.panels.scrubber import make_scrubber
 from fwviz.ui.panels.sidebar import make_form, make_runbar, runbar_value
+from fwviz.ui.panels.tab import make_charts, make_lead
 from fwviz.ui.state import Session
+from fwviz.ui.tabs import PICTURES, TABS
 from fwviz.ui.theme import make_theme
 
 TITLE = "fwviz · model merging as it happens"
@@ -65,25 +68,31 @@ def build_demo(desk: Desk | None = None) -> gr.Blocks:
             elem_id="fw-header",
         )
         boot = gr.Textbox(visible="hidden", max_length=state.MAX_TEXT, label="opening", elem_id="fw-boot")
+        tab_items: dict[str, gr.Tab] = {}
         with gr.Row(elem_id="fw-shell"):
             with gr.Column(elem_id="fw-side"):
                 parts: dict[str, gr.HTML] = {"form": make_form(), "runbar": make_runbar()}
             with gr.Column(elem_id="fw-main"):
-                parts["scrubber"] = make_scrubber()
+                with gr.Column(elem_id="fw-deck"):
+                    parts["scrubber"] = make_scrubber()
+                    parts["pins"] = make_pins()
                 with gr.Tabs(elem_id="fw-tabs"):
-                    with gr.Tab("Relevance", id="relevance", elem_id="fw-tab-relevance") as relevance_tab:
-                        parts |= make_relevance(rows)
-                    with gr.Tab("Merge (live)", id="merge", elem_id="fw-tab-merge") as merge_tab:
-                        parts["tiles"], charts, parts["export"] = make_merge(rows)
-                        parts |= charts
-                        parts["history"] = make_history()
+                    for tab in TABS.values():
+                        with gr.Tab(tab.title, id=tab.id, elem_id=f"fw-tab-{tab.id}") as tab_items[tab.id]:
+                            make_lead(tab)
+                            if tab.id == "merge":
+                                parts["tiles"] = make_tiles()
+                            parts |= make_charts(tab, rows, {"weights_map": ("editor", make_editor)})
+                            if tab.id == "merge":
+                                parts["export"] = make_export()
+                                parts["history"] = make_history()
         gr.HTML(
             html_template='<button id="fw-drawer-shade" tabindex="-1" aria-label="Close the recipe"></button>',
             js_on_load="element.addEventListener('click', () => window.fwviz.drawer(false))",
             apply_default_css=False,
             head=web.scripts(),
         )
-        _wire(demo, desk, parts, {"relevance": relevance_tab, "merge": merge_tab}, boot)
+        _wire(demo, desk, parts, tab_items, boot)
     demo.queue(max_size=32, default_concurrency_limit=4)
     return demo
 
@@ -157,17 +166,18 @@ def _wire(
     parts["history"].open(then_follow(lambda d, s, o, e: d.open_view(s, e)), None, **streams)
     parts["history"].compare(once(lambda d, s, o, e: d.compare(s, e)), None, **quiet)
     parts["history"].forget(once(lambda d, s, o, e: d.forget(s, e)), None, **quiet)
-    for name in (*views_of_charts(parts),):
-        parts[name].pin(once(_pin), None, **quiet)
+    for name, picture in PICTURES.items():
+        answer = then_follow(_pin) if picture.long else once(_pin)
+        parts[name].pin(answer, None, **(streams if picture.long else quiet))
+    parts["editor"].edit(once(lambda d, s, o, e: d.edit(s, e)), None, **{**quiet, "trigger_mode": "always_last"})
+    parts["editor"].recipe(once(lambda d, s, o, e: d.take(s)), None, **quiet)
+    parts["pins"].pin(once(_pin), None, **quiet)
+    for tab in TABS:
+        changed = once(lambda d, s, o, e: d.change(s, e))
+        parts[f"{tab}_controls"].tune(changed, None, **{**quiet, "trigger_mode": "always_last"})
+    parts["pins"].tab(then_follow(lambda d, s, o, e: d.choose_tab(s, e)), None, **streams)
     for name, tab in tab_items.items():
-        chosen = functools.partial(_chosen_tab, name)
-        tab.select(once(chosen), None, **quiet)
         tab.select(None, None, None, js=f"() => {{ window.fwviz?.chosenTab('{name}') }}")
-
-
-def views_of_charts(parts: Mapping[str, gr.HTML]) -> tuple[str, ...]:
-    """The names of the parts that are charts."""
-    return tuple(name for name, part in parts.items() if "fw-chart" in (part.elem_classes or ()))
 
 
 def _step(desk: Desk, session: Session, owner: str, event: Any) -> Messages:
@@ -180,10 +190,6 @@ def _step(desk: Desk, session: Session, owner: str, event: Any) -> Messages:
 def _pin(desk: Desk, session: Session, owner: str, event: Any) -> Messages:
     messages, measure = desk.pin(session, event)
     return messages | desk.measure(session) if measure else messages
-
-
-def _chosen_tab(name: str, desk: Desk, session: Session, owner: str, event: Any) -> Messages:
-    return desk.choose_tab(session, name)
 
 
 def _owner(request: gr.Request) -> str:
@@ -204,26 +210,45 @@ def _guarded(desk: Desk, session: Session, ask: Callable[[], Messages]) -> Messa
 
 
 async def _follow(desk: Desk, session: Session, ask: Callable[[], Messages]) -> AsyncIterator[Messages]:
-    """The answer, then updates while the page looks at a run under way. A later call for the page ends this one."""
+    """The answer, then updates while a run or a measurement the page looks at is under way.
+
+    A later call for the page ends this one. When the page goes away, what is measured for it alone ends.
+    """
     session.stream += 1
     mine = session.stream
-    yield await anyio.to_thread.run_sync(_guarded, desk, session, ask)
-    seen = -1
-    sent: dict[str, Any] = {}
-    while session.stream == mine:
-        job = desk.job(session)
-        if job is None or job.ended:
-            if job is not None:
+    session.sent = {}
+    marks: dict[str, Any] = {}
+    seen: Any = None
+    try:
+        yield await anyio.to_thread.run_sync(_guarded, desk, session, ask)
+        ran = desk.job(session) is not None
+        while session.stream == mine:
+            job, measuring = desk.job(session), desk.measuring(session)
+            live = job is not None and not job.ended
+            if ran and not live:
+                ran = False
                 yield await anyio.to_thread.run_sync(_guarded, desk, session, functools.partial(desk.show, session))
-            yield await anyio.to_thread.run_sync(_guarded, desk, session, functools.partial(desk.average, session))
-            return
-        version = job.version
-        if version == seen:
-            await asyncio.sleep(LOOK_EVERY)
-            continue
-        seen = version
-        yield await anyio.to_thread.run_sync(_guarded, desk, session, functools.partial(desk.update, session, sent))
-        await asyncio.sleep(UPDATE_EVERY)
+            if not live and measuring is None:
+                break
+            ran = live
+            version = (job.version if job is not None else None, measuring and (measuring.key, measuring.version))
+            if version == seen:
+                await asyncio.sleep(LOOK_EVERY)
+                continue
+            seen = version
+            yield await anyio.to_thread.run_sync(
+                _guarded, desk, session, functools.partial(desk.update, session, marks)
+            )
+            await asyncio.sleep(UPDATE_EVERY)
+        for last in ([functools.partial(desk.update, session, marks)] if marks else []) + [
+            functools.partial(desk.average, session)
+        ]:
+            if session.stream == mine:
+                yield await anyio.to_thread.run_sync(_guarded, desk, session, last)
+    finally:
+        if session.stream == mine:
+            session.sent = None
+            desk.measured.board.leave(session.id)
 
 
 async def _checked(desk: Desk, session: Session, event: Any) -> AsyncIterator[Messages]:

@@ -8,7 +8,6 @@ compares it element by element nor streams differences, and a payload that is dr
 from __future__ import annotations
 
 import html
-import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -34,13 +33,17 @@ def make_chart(
     ``rows`` answers the data table: from the ``ask`` of a payload to JSON {columns, rows}. ``action`` is a button of
     its own: (label, what it does).
 
-    Its event ``pin`` carries what was clicked: chart, x, y, trace, custom.
+    Its event ``pin`` carries what is pinned by a click, the step that was clicked, or what is to be done (see
+    :meth:`fwviz.ui.desk.Desk.pin`).
     """
     assert _NAME.fullmatch(name), name
     extra = ""
     if action is not None:
         label, help = (_plain(text) for text in action)
-        extra = f'<button type="button" class="fw-act" data-act="measure" title="{help}">{label}</button>'
+        extra = (
+            f'<button type="button" class="fw-act" data-act="measure" data-label="{label}" title="{help}">'
+            f"{label}</button>"
+        )
     return gr.HTML(
         value=value,
         html_template=web.template("card.html", name=name, title=_plain(title), reading=_plain(reading), extra=extra),
@@ -53,16 +56,15 @@ def make_chart(
     )
 
 
-def payload(figure: Any, *, key: str, ask: str = "", summary: str = "", note: str = "", cursor: bool = False) -> str:
+def payload(figure: Any, *, key: str, **facts: Any) -> str:
     """One complete update of a chart.
 
-    ``figure`` is a plotly Figure or None (then ``note`` says why there is nothing to draw). ``key`` names what is
-    shown: zoom lives as long as it stays the same. ``ask`` is what the page sends to get the table behind it.
-    ``cursor`` says that the x axis is the shared step.
+    ``figure`` is plain data or None (then ``note`` says why there is nothing to draw). ``key`` names what is shown:
+    zoom lives as long as it stays the same. Of the ``facts``, ``ask`` is what the page sends to get the table behind
+    the figure, ``summary`` is for screen readers, ``cursor`` says that the x axis is the shared step, and ``job`` is
+    where a measurement stands.
     """
-    body = {"v": wire.version(), "key": key, "ask": ask, "summary": summary, "note": note, "cursor": cursor}
-    drawn = "null" if figure is None else figure.to_json(validate=False)
-    return f'{json.dumps(body)[:-1]}, "figure": {drawn}}}'
+    return wire.message(key=key, **facts, figure=figure)
 
 
 def _plain(text: str) -> str:

@@ -101,6 +101,7 @@ class JobBoard:
         self._change = threading.Condition()
         self._janitor: threading.Thread | None = None
         self._background: set[Control] = set()
+        self._lent = 0  # places that measurements hold
 
     # --- asked by pages ---------------------------------------------------------------------------
 
@@ -147,6 +148,26 @@ class JobBoard:
         finally:
             with self._change:
                 self._background.discard(control)
+
+    @contextlib.contextmanager
+    def place(self, check: Callable[[], None]) -> Iterator[None]:
+        """One of the ``slots`` for other work than a run, after the runs that wait already.
+
+        ``check`` is called while waiting; what it raises ends the wait. At most half of the places are lent, so that a
+        run never waits for measurements alone.
+        """
+        with self._change:
+            while self._queue() or self._lent >= max(self.slots // 2, 1) or self._taken() >= self.slots:
+                check()
+                self._change.wait(0.1)
+            self._lent += 1
+        try:
+            yield
+        finally:
+            with self._change:
+                self._lent -= 1
+                self._dispatch()
+                self._change.notify_all()
 
     def ahead(self, job: Job) -> int:
         """How many queued jobs will start before this one."""
@@ -201,9 +222,12 @@ class JobBoard:
             ranks[job.id] = (load, self._turns.get(job.owner, 0), place)
         return sorted(queued, key=lambda job: ranks[job.id])
 
+    def _taken(self) -> int:
+        return self._lent + sum(job.started and not job.ended for job in self._jobs.values())
+
     def _dispatch(self) -> None:
         """Start queued jobs while slots are free. The lock is held."""
-        while sum(job.started and not job.ended for job in self._jobs.values()) < self.slots:
+        while self._taken() < self.slots:
             queue = self._queue()
             if not queue:
                 return

@@ -17,16 +17,25 @@ from typing import Any, Literal
 from fwviz.runs.recipe import Recipe
 from fwviz.types import FwvizError
 
-Tab = Literal["relevance", "merge"]
-TABS: tuple[Tab, ...] = ("relevance", "merge")
+TabId = Literal["relevance", "spectrum", "weights", "landscape", "merge", "scaling"]
+TABS: tuple[TabId, ...] = ("relevance", "spectrum", "weights", "landscape", "merge", "scaling")
 NARROW = 640  # px: below this the charts use their narrow form
 MAX_TEXT = 64 * 1024
 MAX_RUNS = 100
 MAX_COMPARED = 8
 MAX_SESSIONS = 500
+MAX_EDITS = 200
+MAX_CONTROLS = 40
+MOST = 10.0  # the largest coefficient by hand
 
 _VIEW = re.compile(r"(run|rec):([A-Za-z0-9][A-Za-z0-9._-]{0,119})")
+_CONTROL = re.compile(rf"({'|'.join(TABS)})\.([a-z][a-z_]{{0,29}})")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 _RECIPE_KEYS = re.compile(r"pool|method|tasks|checkpoints|seed|device|dtype|storage|set\..{1,60}")
+
+
+# A coefficient changed by hand: layer ("" is all of them), checkpoint, value.
+Edit = tuple[str, str, float]
 
 
 @dataclass(frozen=True)
@@ -42,16 +51,26 @@ class View:
 
 @dataclass
 class Session:
-    """Where one page stands. ``index`` None follows the last frame; ``stream`` counts the streams of updates begun."""
+    """Where one page stands. ``index`` None follows the last frame; ``stream`` counts the streams of updates begun.
 
+    ``checkpoint`` and ``layer`` are pinned; ``values`` are the controls that a person has moved, by tab and name;
+    ``edits`` the coefficients changed by hand. ``sent`` holds what each part of the page was sent last while a
+    stream is on, so that only differences follow; None while none is.
+    """
+
+    id: str = ""
     view: View | None = None
     index: int | None = None
-    tab: Tab = TABS[0]
+    tab: TabId = TABS[0]
     narrow: bool = False
     runs: tuple[str, ...] = ()
     compare: tuple[View, ...] = ()
-    vertex: str | None = None
+    checkpoint: str | None = None
+    layer: str | None = None
+    values: dict[str, dict[str, str | float | bool]] = field(default_factory=dict)
+    edits: tuple[Edit, ...] = ()
     stream: int = 0
+    sent: dict[str, Any] | None = None
 
 
 class Sessions:
@@ -65,7 +84,7 @@ class Sessions:
     def get(self, session_id: str | None) -> Session:
         key = session_id or ""
         with self._lock:
-            session = self._known.setdefault(key, Session())
+            session = self._known.setdefault(key, Session(id=key))
             self._known.move_to_end(key)
             while len(self._known) > self._limit:
                 self._known.popitem(last=False)
@@ -79,10 +98,15 @@ class Opening:
     recipe_query: Mapping[str, str] = field(default_factory=dict)
     job: View | None = None
     index: int | None = None
-    tab: Tab = TABS[0]
+    tab: TabId = TABS[0]
     narrow: bool = False
     runs: tuple[str, ...] = ()
     problem: str = ""
+    checkpoint: str | None = None
+    layer: str | None = None
+    compare: tuple[View, ...] = ()
+    values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    edits: tuple[Edit, ...] = ()
 
 
 def parse_event(event: Any) -> Mapping[str, Any]:
@@ -127,7 +151,7 @@ def parse_flag(value: Any) -> bool:
     return value
 
 
-def parse_tab(value: Any) -> Tab:
+def parse_tab(value: Any) -> TabId:
     for tab in TABS:
         if value == tab:
             return tab
@@ -151,24 +175,87 @@ def parse_compared(value: Any) -> tuple[View, ...]:
     return tuple(dict.fromkeys(parse_view(item) for item in value))
 
 
-def parse_question(value: Any, charts: Sequence[str]) -> tuple[str, View, int, str | None, tuple[View, ...]]:
-    """Which table a page asks for: JSON text [chart, view, index, checkpoint or null, views compared]."""
+@dataclass(frozen=True)
+class Question:
+    """Which table a page asks for: a chart of what it looked at."""
+
+    chart: str
+    view: View
+    index: int
+    checkpoint: str | None
+    layer: str | None
+    compared: tuple[View, ...]
+    values: Mapping[str, str | float | bool]
+    edits: tuple[Edit, ...]
+
+
+def parse_question(value: Any, charts: Sequence[str]) -> Question:
+    """JSON text [chart, view, index, checkpoint or null, layer or null, views compared, controls, edits]."""
     try:
         parts = json.loads(value) if isinstance(value, str) and len(value) <= MAX_TEXT else None
     except (ValueError, RecursionError):
         parts = None
-    if not isinstance(parts, list) or len(parts) != 5:
+    if not isinstance(parts, list) or len(parts) != 8:
         raise FwvizError("the page asked for a table that does not exist: reload it.")
-    chart, view, index, vertex, compared = parts
-    if vertex is not None and not isinstance(vertex, str):
-        raise FwvizError("there is no such checkpoint.")
-    return (
+    chart, view, index, checkpoint, layer, compared, values, edits = parts
+    return Question(
         parse_id(chart, charts, "chart"),
         parse_view(view),
         parse_index(index, 10**6),
-        vertex,
+        parse_name(checkpoint, "checkpoint"),
+        parse_name(layer, "layer"),
         parse_compared(compared),
+        parse_values(values),
+        parse_edits(edits),
     )
+
+
+def parse_name(value: Any, what: str) -> str | None:
+    """A pinned id or None; whether there is such a thing is not known here."""
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise FwvizError(f"there is no such {what}.")
+    return value
+
+
+def parse_values(value: Any) -> dict[str, str | float | bool]:
+    """Controls by name: short texts, finite numbers, yes or no."""
+    if not isinstance(value, Mapping) or len(value) > MAX_CONTROLS:
+        raise FwvizError("the page sent no list of controls: reload it.")
+    return {parse_control_name(name): parse_scalar(item) for name, item in value.items()}
+
+
+def parse_control_name(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[a-z][a-z_]{0,29}", value):
+        raise FwvizError("there is no such control.")
+    return value
+
+
+def parse_scalar(value: Any) -> str | float | bool:
+    """What a control may send; the control itself knows its range."""
+    if isinstance(value, bool) or (isinstance(value, str) and len(value) <= 300 and value.isprintable()):
+        return value
+    if isinstance(value, int | float) and abs(value) < 1e9:  # NaN is not below anything
+        return float(value)
+    raise FwvizError("that is no value of a control.")
+
+
+def parse_edits(value: Any) -> tuple[Edit, ...]:
+    """Coefficients changed by hand: [[layer or "", checkpoint, value], …]; the last of a cell counts."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) > MAX_EDITS:
+        raise FwvizError(f"at most {MAX_EDITS} coefficients can be changed by hand.")
+    found: dict[tuple[str, str], float] = {}
+    for item in value:
+        if isinstance(item, str) or not isinstance(item, Sequence) or len(item) != 3:
+            raise FwvizError("the page sent something other than a coefficient: reload it.")
+        layer, checkpoint = parse_name(item[0], "layer") or "", parse_name(item[1], "checkpoint")
+        number = parse_scalar(item[2])
+        if checkpoint is None or isinstance(number, bool | str) or abs(number) > MOST:
+            raise FwvizError(f"a coefficient is a number from {-MOST:g} to {MOST:g}.")
+        found.pop((layer, checkpoint), None)
+        found[layer, checkpoint] = number
+    return tuple((layer, checkpoint, number) for (layer, checkpoint), number in found.items())
 
 
 def parse_id(value: Any, known: Sequence[str], what: str) -> str:
@@ -205,10 +292,43 @@ def parse_opening(value: Any) -> Opening:
     tab = next((t for t in TABS if pairs.get("tab") == t), TABS[0])
     width = message.get("width")
     narrow = isinstance(width, int | float) and not isinstance(width, bool) and 0 < width < NARROW
-    recipe = {name: text for name, text in pairs.items() if _RECIPE_KEYS.fullmatch(name)}
+    values: dict[str, dict[str, str]] = {}
+    for name, text in pairs.items():
+        match = _CONTROL.fullmatch(name)
+        if match is not None and len(text) <= 300 and text.isprintable():
+            values.setdefault(match[1], {})[match[2]] = text
     return Opening(
-        recipe, job, max(index, 0) if index is not None else None, tab, narrow, parse_runs(message.get("runs")), problem
+        recipe_query={name: text for name, text in pairs.items() if _RECIPE_KEYS.fullmatch(name)},
+        job=job,
+        index=max(index, 0) if index is not None else None,
+        tab=tab,
+        narrow=narrow,
+        runs=parse_runs(message.get("runs")),
+        problem=problem,
+        checkpoint=_or_none(parse_name, pairs.get("pin"), "checkpoint"),
+        layer=_or_none(parse_name, pairs.get("layer"), "layer"),
+        compare=_or_none(lambda text: parse_compared(text.split(",")), pairs.get("compare")) or (),
+        values=values,
+        edits=_or_none(_edits_of_link, pairs.get("edits")) or (),
     )
+
+
+def edits_link(edits: Sequence[Edit]) -> str:
+    """Edits as they stand in a link: layer:checkpoint:value, separated by commas."""
+    return ",".join(f"{layer}:{checkpoint}:{value:g}" for layer, checkpoint, value in edits)
+
+
+def _edits_of_link(text: str) -> tuple[Edit, ...]:
+    parts = [item.split(":") for item in text.split(",")]
+    return parse_edits([[layer, checkpoint, float(value)] for layer, checkpoint, value in parts])
+
+
+def _or_none(parse: Any, value: Any, *more: Any) -> Any:
+    """A damaged part of a link is left out: the page opens all the same."""
+    try:
+        return parse(value, *more) if value else None
+    except (FwvizError, ValueError):
+        return None
 
 
 def _whole(value: Any) -> int | None:

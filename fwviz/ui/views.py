@@ -1,171 +1,124 @@
-"""From a trace and a frame to the payload of each chart: which lens feeds which chart, and what changes when.
+"""From what a page looks at to the payload of each chart, whole or as a difference; the tiles of a frame.
 
-No maths here: lenses measure, charts draw, this says which belongs to which.
+No maths here: lenses measure, charts draw, the tabs say which belongs to which.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Hashable
 from typing import Any
 
 import pandas as pd
 
 from fwviz.registry import entry
 from fwviz.runs.trace import Trace
-from fwviz.types import FwvizError, PoolCard, Split
+from fwviz.types import FwvizError, Split
+from fwviz.ui import wire
 from fwviz.ui.chart import payload
+from fwviz.ui.delta import changes
 from fwviz.ui.measured import Measurements
-from fwviz.ui.panels import merge, relevance
-from fwviz.ui.state import Tab, parse_index
+from fwviz.ui.measuring import Measurement
+from fwviz.ui.pictures import MOVED_BY_SCRUBBING, Picture, Shown
+from fwviz.ui.state import TabId, parse_index
+from fwviz.ui.tabs import PICTURES, TABS
 
-TABS: dict[Tab, tuple[str, ...]] = {"relevance": relevance.CHARTS, "merge": merge.CHARTS}
-OF_ONE_FRAME = frozenset({"lmo_bars", "lmo_layers", "coefficients_bars", "promise_reality"})
-WITH_AVERAGE = frozenset({"accuracy_live", "accuracy_bars"})
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What a page looks at: a trace, one of its frames, the width class, the pinned checkpoint and the runs compared.
-
-    ``live`` says that the run is under way: then nothing is measured for it, so that the run keeps its pace.
-    """
-
-    key: str
-    trace: Trace
-    index: int
-    narrow: bool
-    vertex: str | None
-    compared: tuple[tuple[str, Trace], ...]
-    card: PoolCard | None
-    live: bool
-
-    def ask(self, name: str) -> str:
-        """What a page sends back to get the table of a chart as it is drawn now."""
-        others = [view for view, _ in self.compared]
-        return json.dumps([name, self.key, self.index, self.vertex, others], separators=(",", ":"))
+Sent = dict[str, Any]  # name of a chart → version and figure of its last message
 
 
-def draw(name: str, shown: Shown, measured: Measurements) -> str:
-    """The payload of one chart."""
+def charts_of(tab: TabId) -> tuple[str, ...]:
+    """The charts of a tab, in order."""
+    return tuple(picture.chart for picture in TABS[tab].pictures)
+
+
+def touched(tab: TabId, *what: str) -> tuple[str, ...]:
+    """The charts of a tab that change when one of ``what`` does: needs or names of controls."""
+    return tuple(picture.chart for picture in TABS[tab].pictures if {*picture.needs} & {*what})
+
+
+def moved(tab: TabId) -> tuple[str, ...]:
+    """The charts of a tab that follow the scrubber."""
+    return touched(tab, *MOVED_BY_SCRUBBING)
+
+
+def draw(name: str, shown: Shown, measured: Measurements, sent: Sent | None = None) -> str:
+    """The payload of one chart: what changed since ``sent``, which is brought up to date, or all of it."""
+    picture = PICTURES[name]
+    job = _job(picture, shown, measured)
+    facts: dict[str, Any] = {} if job is None else {"job": job.facts()}
+    if picture.long and job is None:
+        facts = {"job": {"state": "idle"}}
     try:
         data = table(name, shown, measured)
     except FwvizError as error:
-        return payload(None, key=shown.key, note=str(error))
-    figure = entry("charts", name).run(data, theme="light", narrow=shown.narrow)
+        if sent is not None:
+            sent.pop(name, None)
+        return payload(None, key=shown.key, note=str(error), **facts)
+    figure = entry("charts", name).run(data, theme="light", narrow=shown.narrow, **picture.options(shown))
     meta = figure.layout.meta or {}
-    cursor = bool(meta.get("cursor"))
-    return payload(figure, key=shown.key, ask=shown.ask(name), summary=meta.get("summary", ""), cursor=cursor)
+    plain = json.loads(figure.to_json(validate=False))
+    facts |= {"ask": shown.ask(name), "summary": meta.get("summary", ""), "cursor": bool(meta.get("cursor"))}
+    before = None if sent is None else sent.get(name)
+    made = payload(plain, key=shown.key, **facts)
+    if sent is not None:
+        sent[name] = (wire.version_of(made), plain)
+    if before is None:
+        return made
+    base, figure_before = before
+    # The words for screen readers and the question of the table change with the picture; they are short.
+    difference = wire.message(base=base, ops=changes(figure_before, plain), key=shown.key, **facts)
+    if len(difference) >= len(made):
+        return made
+    assert sent is not None
+    sent[name] = (wire.version_of(difference), plain)
+    return difference
 
 
 def table(name: str, shown: Shown, measured: Measurements) -> pd.DataFrame:
     """The tidy table one chart draws. Raises FwvizError with the reason why there is none."""
-    made: pd.DataFrame = TABLES[name](shown, measured)
-    return made
+    picture = PICTURES[name]
+    problem = picture.unless(shown)
+    if problem:
+        raise FwvizError(problem)
+    if picture.table is not None:
+        return picture.table(shown, measured)
+    if picture.long:
+        return measured.grown(picture.call(shown), shown, picture.ask)
+    return measured.call(picture.call(shown), shown)
 
 
-def _lens(name: str, *arguments: Any, **options: Any) -> Any:
-    return entry("lenses", name).run(*arguments, **options)
-
-
-def _lmo_bars(shown: Shown, measured: Measurements) -> pd.DataFrame:
-    """The scores that the iteration after the frame shown compared; measured where the method has no oracle."""
-    trace = shown.trace
-    history = _lens("lmo_history", trace, shown.card)
-    history = history[history["scope"] != "joint"]
-    if not len(history):
-        if not trace.frames or shown.live:
-            raise FwvizError(
-                "The scores appear with the first iteration." if shown.live else "Press Run to see the scores."
-            )
-        return measured.lmo(trace, shown.index)
-    frame = trace.frames[shown.index]
-    recorded = sorted(set(history["t"]))
-    wanted = frame.t if frame.inner and frame.t else frame.t + 1
-    at = max((t for t in recorded if t <= wanted), default=recorded[0])
-    titles = {task.id: task.title for task in shown.card.tasks} if shown.card else {}
-    rows = history[history["t"] == at]
-    return rows.assign(task=rows["scope"], task_title=[titles.get(task, task) for task in rows["scope"]])
-
-
-def _lmo_layers(shown: Shown, measured: Measurements) -> pd.DataFrame:
-    """Recorded scores per group, as above; a model-wise record has one group only and is measured by layer instead."""
-    trace = shown.trace
-    if not trace.frames:
-        raise FwvizError("The scores appear with the first iteration.")
-    frame = trace.frames[shown.index]
-    wanted = frame.t if frame.inner and frame.t else frame.t + 1
-    scored = [f for f in trace.iterates() if f.scores is not None and len(f.scores) > 1]
-    at = max((f for f in scored if f.t <= wanted), key=lambda f: f.t, default=None)
-    if at is None or at.scores is None:
-        if shown.live:
-            raise FwvizError("This method compares whole models: the layers are measured when the run has ended.")
-        return measured.layers(trace, shown.index)
-    titles = {c.id: c.title for c in shown.card.checkpoints} if shown.card else {}
-    names = trace.groups[next(g for g in trace.groups if len(trace.groups[g]) == len(at.scores))]
-    rows = [
-        {
-            "group": names[g],
-            "group_index": g,
-            "checkpoint": checkpoint,
-            "checkpoint_title": titles.get(checkpoint, checkpoint),
-            "score": score,
-            "chosen": score == min(scores),
-        }
-        for g, scores in enumerate(at.scores)
-        for checkpoint, score in zip(trace.checkpoints, scores, strict=True)
-    ]
-    return pd.DataFrame(rows)
-
-
-def _promise(shown: Shown, measured: Measurements) -> pd.DataFrame:
-    if not shown.trace.frames:
-        raise FwvizError("Press Run first: the way begins at a step of a run.")
-    found = measured.promised(shown.trace, shown.index, shown.vertex or "")
-    if found is None:
-        where = f"towards {shown.vertex}" if shown.vertex else "towards the checkpoint that is wanted most"
-        raise FwvizError(
-            f"Press Measure to walk from this step {where}, or click a checkpoint's bar to walk towards it."
-        )
-    return found
-
-
-def _average(shown: Shown, measured: Measurements, split: Split) -> dict[str, float] | None:
-    found = measured.averaged(shown.trace.recipe)
-    return found.get(split) if found else None
-
-
-TABLES: dict[str, Callable[[Shown, Measurements], Any]] = {
-    "lmo_bars": _lmo_bars,
-    "lmo_layers": _lmo_layers,
-    "lmo_history": lambda s, m: _lens("lmo_history", s.trace, s.card),
-    "gap_curve": lambda s, m: _lens("gap", s.trace),
-    "promise_reality": _promise,
-    "accuracy_live": lambda s, m: _lens("accuracy", s.trace, s.card, _average(s, m, "validation")),
-    "accuracy_bars": lambda s, m: _lens("results", s.trace, s.card, _average(s, m, "test")),
-    "coefficients_bars": lambda s, m: _lens("coefficients", s.trace, s.card, index=s.index),
-    "comparison": lambda s, m: _lens("comparison", [trace for _, trace in s.compared], s.card),
-}
+def _job(picture: Picture, shown: Shown, measured: Measurements) -> Measurement | None:
+    return measured.board.get(picture.call(shown).key(shown)) if picture.long and not picture.unless(shown) else None
 
 
 def mark(name: str, shown: Shown, measured: Measurements) -> Hashable:
     """Equal marks mean equal pictures: what a chart depends on, to send it only when it changes."""
-    trace, index = shown.trace, shown.index
-    iterates = sum(frame.completed for frame in trace.frames[: index + 1])
-    average = measured.averaged(trace.recipe) is not None
-    marks: dict[str, Hashable] = {
-        "lmo_bars": iterates,
-        "lmo_layers": iterates,
-        "lmo_history": iterates,
-        "gap_curve": iterates,
-        "promise_reality": (iterates, shown.vertex),
-        "accuracy_live": (sum(bool(frame.accuracy) for frame in trace.frames), average),
-        "accuracy_bars": (trace.finished, average),
-        "coefficients_bars": index,
-        "comparison": (trace.finished, tuple(key for key, _ in shown.compared)),
-    }
-    return marks[name]
+    picture = PICTURES[name]
+    job = _job(picture, shown, measured)
+    marks = [_mark(need, shown, measured) for need in picture.needs]
+    return (*marks, None if job is None else (job.version, job.state))
+
+
+def _mark(need: str, shown: Shown, measured: Measurements) -> Hashable:
+    trace = shown.trace
+    if need == "frame":
+        return shown.index
+    if need == "step":
+        return sum(frame.completed for frame in trace.frames[: shown.index + 1])
+    if need == "growth":
+        return sum(frame.completed for frame in trace.frames)
+    if need == "judged":
+        return sum(bool(frame.accuracy) for frame in trace.frames)
+    if need == "end":
+        return trace.finished
+    if need == "average":
+        return measured.averaged(trace.recipe) is not None
+    if need == "compared":
+        return tuple(key for key, _ in shown.compared)
+    if need in ("checkpoint", "layer", "edits"):
+        made: Hashable = getattr(shown, need)
+        return made
+    return shown.values.get(need)
 
 
 def positions(trace: Trace) -> list[float]:

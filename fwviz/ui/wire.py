@@ -19,3 +19,8 @@ def version() -> int:
 def message(**fields: Any) -> str:
     """One message. Numbers that JSON lacks (NaN, infinities) are refused here rather than in the browser."""
     return json.dumps({"v": version(), **fields}, allow_nan=False, separators=(",", ":"))
+
+
+def version_of(message: str) -> int:
+    """The version of a message made here: it comes first."""
+    return int(message[message.index(":") + 1 : message.index(",")])

@@ -18,7 +18,9 @@ from fwviz.ui import views
 from fwviz.ui.desk import Desk
 from fwviz.ui.jobs import JobBoard
 from fwviz.ui.library import Library
+from fwviz.ui.pictures import Call
 from fwviz.ui.state import Opening, Session, View, parse_opening
+from fwviz.ui.tabs import TABS
 
 # One update of one chart stays small enough for a slow line; a whole page of charts is a few of these.
 MOST_BYTES = 48 * 1024
@@ -80,20 +82,38 @@ def test_a_new_page_shows_the_recording(desk: Desk, recordings: RunStore) -> Non
     form = said(messages, "form")
     assert form["recipe"]["checkpoints"] == ["colour", "stripes", "shape"]
     assert {m["name"] for m in form["methods"]} >= {"fw_soft", "fw_hard", "task_arithmetic", "weight_average"}
-    assert set(messages) >= {"form", "runbar", "history", "scrubber", "tiles", "export", *views.TABS["relevance"]}
-    for name in views.TABS["relevance"]:
+    assert set(messages) >= {
+        "form",
+        "runbar",
+        "history",
+        "scrubber",
+        "tiles",
+        "export",
+        "pins",
+        "relevance_controls",
+        *views.charts_of("relevance"),
+    }
+    for name in views.charts_of("relevance"):
         assert len(messages[name]) < MOST_BYTES, (name, len(messages[name]))
 
 
-def test_every_chart_of_every_tab_draws_and_its_table_can_be_had(desk: Desk) -> None:
+def test_every_chart_of_every_tab_draws_and_its_table_can_be_had(desk: Desk, pool_id: str) -> None:
     session = Session()
     desk.open(session, Opening())
-    desk.measure(session)
-    for tab, names in views.TABS.items():
+    store = desk.board.store
+    execute(recipe_for(pool_id, method="weight_average", settings={}), writer=store.create(recipe_for(pool_id)))
+    session.compare = (*session.compare, View("run", store.ids()[0]))
+    for tab in TABS:
         session.tab = tab
         shown = desk.shown(session)
         assert shown is not None
-        for name, text in desk.charts(session, names, shown).items():
+        for picture in TABS[tab].pictures:
+            if picture.action or picture.long:
+                desk.measure(session, picture.chart)
+            while (measuring := desk.measuring(session)) is not None:
+                assert not measuring.ended
+                time.sleep(0.02)
+        for name, text in desk.charts(session, views.charts_of(tab), shown).items():
             payload = json.loads(text)
             assert payload["figure"] is not None, (name, payload["note"])
             assert payload["figure"]["data"], name
@@ -102,6 +122,7 @@ def test_every_chart_of_every_tab_draws_and_its_table_can_be_had(desk: Desk) -> 
             table = json.loads(desk.rows(payload["ask"]))
             assert table["columns"], (name, table)
             assert all(len(row) == len(table["columns"]) for row in table["rows"])
+            assert table["cli"].startswith("fwviz lens "), name
 
 
 def test_scores_shown_at_a_step_are_those_of_the_move_from_it(desk: Desk) -> None:
@@ -116,7 +137,7 @@ def test_scores_shown_at_a_step_are_those_of_the_move_from_it(desk: Desk) -> Non
         rows = table[table["task"] == task].set_index("checkpoint")["score"]
         assert rows["shape"] == pytest.approx(sum(row[2] for row in first.task_scores[task]), rel=1e-6)
     # What the oracle measured on the way equals what is measured afresh at the same weights, up to recorded digits.
-    measured = desk.measured.lmo(shown.trace, 0)
+    measured = desk.measured.call(Call("lmo", "frame"), shown)
     fresh = measured[measured["task"] == "colour"].set_index("checkpoint")["score"]
     assert table[table["task"] == "colour"].set_index("checkpoint")["score"]["colour"] == pytest.approx(
         fresh["colour"], rel=1e-3
@@ -132,10 +153,10 @@ def test_a_run_from_start_to_history(desk: Desk, pool_id: str) -> None:
     assert said(messages, "runbar")["status"] in {"starting", "running", "queued"}
     assert "method=fw_soft" in said(messages, "form")["query"]
     finish(desk, session)
-    sent: dict[str, Any] = {}
-    full = desk.update(session, sent)
-    assert set(views.TABS["merge"]) <= set(full)
-    assert not set(desk.update(session, sent)) & set(views.TABS["merge"]), "an unchanged chart is sent again"
+    marks: dict[str, Any] = {}
+    full = desk.update(session, marks)
+    assert set(views.charts_of("merge")) <= set(full)
+    assert not set(desk.update(session, marks)) & set(views.charts_of("merge")), "an unchanged chart is sent again"
     history = said({"history": desk.history(session)}, "history")
     own = [row for row in history["rows"] if row["own"]]
     assert len(own) == 1
@@ -176,21 +197,80 @@ def test_stop_and_step_from_the_page(desk: Desk, pool_id: str) -> None:
         desk.stop(session)
 
 
-def test_a_click_goes_to_a_step_or_picks_a_checkpoint(desk: Desk) -> None:
+def test_a_click_goes_to_a_step_or_pins_a_checkpoint(desk: Desk) -> None:
     session = Session()
     desk.open(session, Opening())
-    messages, measure = desk.pin(session, {"chart": "gap_curve", "select": "t", "custom": 1, "x": 1})
+    messages, measure = desk.pin(session, {"chart": "gap_curve", "t": 1})
     shown = desk.shown(session)
     assert shown is not None
     assert not measure
     assert shown.trace.frames[said(messages, "scrubber")["index"]].t == 1
-    _, measure = desk.pin(session, {"chart": "lmo_bars", "select": "checkpoint", "custom": "shape"})
+    layer = shown.trace.groups["layer"][1]
+    messages, measure = desk.pin(session, {"pins": {"checkpoint": "shape", "layer": layer}})
     assert measure
-    assert session.vertex == "shape"
+    assert (session.checkpoint, session.layer) == ("shape", layer)
+    assert said(messages, "pins")["checkpoint"] == "shape"
     drawn = said(desk.measure(session), "promise_reality")
     assert drawn["figure"] is not None
-    with pytest.raises(FwvizError, match="no such checkpoint"):
-        desk.pin(session, {"select": "checkpoint", "custom": "stranger"})
+    rows = json.loads(desk.rows(drawn["ask"]))
+    assert {row[rows["columns"].index("vertex")] for row in rows["rows"]} == {"shape"}
+    assert "--vertex shape" in rows["cli"]
+    for bad in ({"checkpoint": "stranger"}, {"layer": "attic"}, {"checkpoint": "../x"}, []):
+        with pytest.raises(FwvizError):
+            desk.pin(session, {"pins": bad})
+    _, measure = desk.pin(session, {"pins": {"checkpoint": None, "layer": None}})
+    assert not measure
+    assert (session.checkpoint, session.layer) == (None, None)
+
+
+def test_a_control_changes_its_charts_and_no_others(desk: Desk) -> None:
+    session = Session()
+    desk.open(session, Opening())
+    messages = desk.change(session, {"name": "order", "value": "score"})
+    assert set(messages) == {"lmo_bars"}
+    assert session.values == {"relevance": {"order": "score"}}
+    for bad in ({"name": "order", "value": "size"}, {"name": "colour", "value": "red"}, {"name": "__class__"}, []):
+        with pytest.raises(FwvizError):
+            desk.change(session, bad)
+
+
+def test_a_link_restores_pins_controls_and_comparison(desk: Desk, recordings: RunStore) -> None:
+    view = f"rec:{recordings.ids()[0]}"
+    query = {"pin": "shape", "layer": "block.0", "relevance.order": "score", "relevance.scope": "gone", "compare": view}
+    session = Session()
+    messages = desk.open(session, parse_opening(json.dumps({"query": query})))
+    assert (said(messages, "pins")["checkpoint"], said(messages, "pins")["layer"]) == ("shape", "block.0")
+    fields = {field["name"]: field["value"] for field in said(messages, "relevance_controls")["fields"]}
+    assert fields == {"value": "score", "order": "score", "scope": "joint"}
+    assert said(messages, "history")["compare"] == [view]
+
+
+@pytest.mark.parametrize("tab", ["merge", "relevance"])
+def test_an_update_of_a_live_page_is_small(desk: Desk, pool_id: str, tab: Any) -> None:
+    """After its first picture a chart is sent what has changed: 2 KB at most, and so is the whole page as a rule."""
+    session = Session()
+    desk.open(session, Opening(tab=tab))
+    recipe = recipe_for(pool_id, settings=FAST | {"max_steps": 6, "epsilon": 0.0, "inner_updates": 30})
+    desk.start(session, "me", {"recipe": recipe.to_json()}, paused=False)
+    job = desk.job(session)
+    assert job is not None
+    finish(desk, session)
+    # The frames of the run that has ended arrive once more, one at a time.
+    frames, final, job.final, job.ended = list(job.frames), job.final, None, False
+    session.sent, marks, sizes, drawn = {}, {}, [], set()
+    try:
+        for count in range(2, len(frames)):
+            job.frames = frames[:count]
+            messages = desk.update(session, marks)
+            sizes.append(sum(len(text) for text in messages.values()))
+            for name, text in messages.items():
+                if name in views.charts_of(tab) and name in drawn:
+                    assert len(text) < 2200, (name, len(text))
+                if '"data":[{' in text:
+                    drawn.add(name)
+    finally:
+        job.final, job.ended = final, True
+    assert sorted(sizes[1:])[len(sizes) // 2] < 2048, sizes
 
 
 def test_the_oracle_ranks_each_task_once(desk: Desk, pool_id: str) -> None:

@@ -6,17 +6,25 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fwviz.types import FwvizError
 from fwviz.ui import state
+from fwviz.ui.controls import choice, number, parse, switch, values_of
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=40)
 ANYTHING = st.recursive(
     PLAIN,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
     max_leaves=8,
+)
+ASKED = ["gap_curve", "rec:a", 0, None, None, [], {}, []]
+CONTROLS = (
+    choice("colour", "Colour", [("red", "red"), ("blue", "blue")]),
+    number("cutoff", "Cutoff", 0.5, 0, 1, 0.01),
+    number("size", "Size", 5, 3, 21, 1),
+    switch("on", "On", False),
 )
 PARSERS = (
     state.parse_event,
@@ -29,16 +37,25 @@ PARSERS = (
     state.parse_compared,
     lambda value: state.parse_id(value, ("a", "b"), "task"),
     lambda value: state.parse_question(value, ("gap_curve",)),
-    lambda value: state.parse_question(json.dumps([value, "rec:a", 0, None, []], default=str), ("gap_curve",)),
-    lambda value: state.parse_question(json.dumps(["gap_curve", "rec:a", 0, value, []], default=str), ("gap_curve",)),
+    lambda value: state.parse_question(json.dumps([value, *ASKED[1:]], default=str), ("gap_curve",)),
+    lambda value: state.parse_question(json.dumps([*ASKED[:3], value, *ASKED[4:]], default=str), ("gap_curve",)),
+    lambda value: state.parse_question(json.dumps([*ASKED[:6], value, []], default=str), ("gap_curve",)),
+    lambda value: state.parse_question(json.dumps([*ASKED[:7], value], default=str), ("gap_curve",)),
+    state.parse_values,
+    state.parse_edits,
+    lambda value: state.parse_name(value, "layer"),
+    state.parse_control_name,
+    state.parse_scalar,
+    *(lambda value, control=control: parse(control, value) for control in CONTROLS),
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(ANYTHING)
 def test_every_parser_returns_or_says_one_sentence(value: object) -> None:
-    for parse in PARSERS:
+    for parser in PARSERS:
         try:
-            parse(value)
+            parser(value)
         except FwvizError as error:
             text = str(error)
             assert text
@@ -47,6 +64,7 @@ def test_every_parser_returns_or_says_one_sentence(value: object) -> None:
             assert "Traceback" not in text
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(ANYTHING)
 def test_a_page_always_opens(message: object) -> None:
     opening = state.parse_opening(message)
@@ -69,12 +87,47 @@ def test_any_query_opens(query: dict[str, str]) -> None:
     assert set(opening.recipe_query) <= {"pool", "set.top_k"}
 
 
+def test_a_control_takes_what_it_offers_and_nothing_else() -> None:
+    colour, cutoff, size, on = CONTROLS
+    assert [parse(colour, "blue"), parse(cutoff, "0.25"), parse(size, "7"), parse(on, "true")] == [
+        "blue",
+        0.25,
+        7,
+        True,
+    ]
+    for control, value in ((colour, "green"), (cutoff, 1.01), (cutoff, "nan"), (size, 22), (on, 1), (cutoff, True)):
+        with pytest.raises(FwvizError):
+            parse(control, value)
+    # A link from elsewhere may name what is no longer there: that control then stands at its default.
+    assert values_of(CONTROLS, {"colour": "green", "cutoff": 0.3}) == {
+        "colour": "red",
+        "cutoff": 0.3,
+        "size": 5,
+        "on": False,
+    }
+
+
+def test_edits_survive_the_way_through_a_link() -> None:
+    edits = (("block.0", "colour", 0.25), ("", "shape", -1.5))
+    opening = state.parse_opening(json.dumps({"query": {"edits": state.edits_link(edits)}}))
+    assert opening.edits == edits
+    assert state.parse_edits([["block.0", "a", 1], ["block.0", "a", 2]]) == (("block.0", "a", 2.0),)
+    for bad in ([["block.0", "a", 11]], [["", "", 1]], [["a/b", "a", 1]], [["a", "b", math.nan]], [["", "a", 0]] * 201):
+        with pytest.raises(FwvizError):
+            state.parse_edits(bad)
+
+
 def test_opening_reads_a_whole_link() -> None:
     query = {
         "pool": "vision",
         "method": "fw_soft",
         "t": "7",
         "tab": "merge",
+        "pin": "mnist",
+        "layer": "block.1",
+        "compare": "rec:a,run:b",
+        "spectrum.cutoff": "0.3",
+        "nowhere.cutoff": "0.3",
         "job": "20261121-2330-fw_soft-ab12cd",
         "__theme": "dark",
     }
@@ -83,6 +136,11 @@ def test_opening_reads_a_whole_link() -> None:
     assert opening.job == state.View("run", "20261121-2330-fw_soft-ab12cd")
     assert (opening.index, opening.tab, opening.narrow) == (7, "merge", False)
     assert opening.runs == ("a", "c")
+    assert (opening.checkpoint, opening.layer) == ("mnist", "block.1")
+    assert [str(view) for view in opening.compare] == ["rec:a", "run:b"]
+    assert opening.values == {"spectrum": {"cutoff": "0.3"}}
+    damaged = state.parse_opening(json.dumps({"query": {"pin": "../x", "edits": "a:b", "compare": "no"}}))
+    assert (damaged.checkpoint, damaged.edits, damaged.compare) == (None, (), ())
 
 
 def test_a_path_is_no_run() -> None:

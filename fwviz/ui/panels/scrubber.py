@@ -38,11 +38,13 @@ def scrubber_value(
     default: bool = False,
     replay: bool = False,
     go: bool = False,
+    known: int = 0,
 ) -> str:
     """Ticks [x, t, inner, loss, gap, accuracy] and where to stand; ``positions`` are x per frame, as in the charts.
 
     ``default`` says that this is what a page without parameters shows, so the address needs none for it; ``replay``
-    starts the replay; ``go`` moves the scrubber even if a person has moved it elsewhere.
+    starts the replay; ``go`` moves the scrubber even if a person has moved it elsewhere. The page has the first
+    ``known`` ticks already.
     """
     ticks: list[Tick] = []
     accuracy = None  # of the last frame that was judged: inner updates are judged as time allows
@@ -54,7 +56,8 @@ def scrubber_value(
     return wire.message(
         view=str(view),
         link=link,
-        ticks=ticks,
+        known=known,
+        ticks=ticks[known:],
         index=index,
         live=live,
         follow=follow,

@@ -132,6 +132,11 @@ def form_value(
     )
 
 
+def recipe_value(recipe: Recipe, query: str) -> str:
+    """Another recipe of the pool that is shown."""
+    return wire.message(recipe=recipe.to_dict(), query=query)
+
+
 def relevance_value(relevance: Mapping[str, Sequence[str]], query: str | None = None) -> str:
     """Only the chips: per task the checkpoints, most wanted first."""
     fields: dict[str, Any] = {} if query is None else {"query": query}

@@ -1,0 +1,70 @@
+"""Tab "Spectrum (Fourier)": task vectors as signals, where checkpoints interfere, and what a filter takes away."""
+
+from __future__ import annotations
+
+from fwviz.ui.controls import Control, choice, number
+from fwviz.ui.pictures import Call, Picture, Shown, Tab
+
+
+def _controls(shown: Shown) -> tuple[Control, ...]:
+    titles = {c.id: c.title for c in shown.card.checkpoints} if shown.card else {}
+    names = shown.trace.checkpoints
+    tensors = [name for name in shown.trace.groups.get("tensor", ()) if name.endswith("weight") and "norm" not in name]
+    layers = shown.trace.groups.get("layer", ())
+    return (
+        number(
+            "cutoff",
+            "Cutoff",
+            0.3,
+            0.0,
+            1.0,
+            0.01,
+            "Radial frequency ρ below which a high-pass filter sets everything to zero. Papers use 0.1 to 0.4.",
+            live=True,
+        ),
+        choice(
+            "group",
+            "Curves over",
+            [("model", "the whole model"), *((name, name) for name in layers), *((t, _short(t)) for t in tensors)],
+            help="The weight matrices that the radial spectra and the interference are taken over.",
+        ),
+        choice("checkpoint", "Map of", [(name, titles.get(name, name)) for name in names], shown.checkpoint),
+        choice(
+            "tensor",
+            "in",
+            [(name, _short(name)) for name in tensors],
+            next((name for name in tensors if "mlp" in name or "fc1" in name), None),
+        ),
+    )
+
+
+def _short(tensor: str) -> str:
+    return tensor.removeprefix("vision_model.").removeprefix("encoder.").removesuffix(".weight")
+
+
+def _over(shown: Shown) -> dict[str, object]:
+    return {"group": shown.text("group"), "cutoff": shown.number("cutoff")}
+
+
+SPECTRUM = Tab(
+    id="spectrum",
+    title="Spectrum",
+    lead="A weight matrix can be read like a picture: <b>coarse structure lies at low frequencies, fine detail at high "
+    "ones</b>. Where the checkpoints differ most they get in each other's way. A high-pass filter takes the coarse "
+    "part out before merging: move the cutoff and see what is lost.",
+    controls=_controls,
+    pictures=(
+        Picture(
+            "spectrum_map",
+            lambda s: Call(
+                "spectrum_map",
+                "pool",
+                {"checkpoint": s.text("checkpoint"), "tensor": s.text("tensor"), "cutoff": s.number("cutoff")},
+            ),
+            ("checkpoint", "tensor", "cutoff"),
+        ),
+        Picture("spectrum_profile", lambda s: Call("spectrum_profile", "pool", _over(s)), ("group", "cutoff")),
+        Picture("energy_share", lambda s: Call("spectrum_profile", "pool", _over(s)), ("group", "cutoff")),
+        Picture("spectrum_variance", lambda s: Call("spectrum_variance", "pool", _over(s)), ("group", "cutoff")),
+    ),
+)
