@@ -284,6 +284,19 @@ def simplex(names: Names) -> pd.DataFrame:
     return pd.concat([table, runs.assign(lambda_3=1 - runs["lambda_1"] - runs["lambda_2"])], ignore_index=True)
 
 
+def scaling(names: Names) -> pd.DataFrame:
+    many = 20 if len(names[2]) > 100 else 5
+    rows = [
+        {"seed": s, "count": 4 + 2 * i, "joined": ("own", "irrelevant", "noisy")[min(i, 2)], "newest": c}
+        | {"variant": v, "task": t, "accuracy": 0.8 - 0.01 * i * k + 0.02 * s}
+        for s in (0, 1)
+        for i, c in enumerate((names[1] * 3)[:many])
+        for k, v in enumerate(("base", "individual", *names[1][:6]))
+        for t in names[0][:4]
+    ]
+    return pd.DataFrame(rows)
+
+
 def interpolation(names: Names) -> pd.DataFrame:
     gammas = np.linspace(0, 1, 21)
     rows = [
@@ -358,7 +371,9 @@ FEEDS: dict[str, tuple[Callable[[Names], pd.DataFrame], tuple[str, ...]]] = {
     "similarity": (partial(pairs, "cosine"), ("cosine",)),
     "sign_conflict": (partial(pairs, "conflict"), ("conflict",)),
     "landscape_contour": (landscape, ("loss",)),
+    "landscape_surface": (landscape, ("loss",)),
     "simplex_triangle": (simplex, ("loss",)),
+    "scaling_curves": (scaling, ("accuracy",)),
     "interpolation_curve": (interpolation, ("loss",)),
 }
 CHARTS = sorted(registry.entries("charts"))

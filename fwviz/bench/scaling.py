@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,14 @@ import pandas as pd
 
 from fwviz.lenses.lmo import lmo
 from fwviz.pools.open import open_pool
-from fwviz.runs.assemble import assemble, pool_fingerprint
+from fwviz.runs.assemble import assemble
+from fwviz.runs.growing import Cells, Variant, grow, mean, own_checkpoint
 from fwviz.runs.recipe import Recipe
-from fwviz.runs.runner import execute
 from fwviz.runs.store import RunStore, default_root
 from fwviz.runs.trace import Frame, Trace
 from fwviz.types import FwvizError, PoolCard
 
 SCALES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One row of the table: a method and the settings among which validation picks."""
-
-    name: str
-    method: str
-    grid: tuple[dict[str, Any], ...]
 
 
 VARIANTS = (
@@ -49,22 +40,6 @@ VARIANTS = (
     Variant("FW-soft, hull_scale 2", "fw_soft", ({"hull_scale": 2.0},)),
     Variant("FW-soft, hull_scale 3", "fw_soft", ({"hull_scale": 3.0},)),
 )
-
-
-def own_checkpoint(card: PoolCard, task: str) -> str:
-    """The id of the checkpoint that was fine-tuned for a task in full. FwvizError if the pool has none."""
-    for checkpoint in card.checkpoints:
-        if checkpoint.task == task and checkpoint.kind == "own":
-            return checkpoint.id
-    raise FwvizError(f"pool {card.id!r} has no checkpoint of kind own for task {task!r}: choose other tasks.")
-
-
-def growing_pool(card: PoolCard, tasks: Sequence[str], seed: int) -> tuple[str, ...]:
-    """All checkpoints, the tasks' own ones first, the others in an order drawn with ``seed``."""
-    own = [own_checkpoint(card, task) for task in tasks]
-    others = [checkpoint.id for checkpoint in card.checkpoints if checkpoint.id not in own]
-    random.Random(seed).shuffle(others)
-    return (*own, *others)
 
 
 def run(
@@ -84,38 +59,17 @@ def run(
     accuracy (test, in [0, 1]), validation (mean over tasks, what picked), settings, status, steps, seconds, run.
     """
     card = open_pool(pool).card
-    cells = _Cells(store or RunStore(default_root() / "scaling", max_runs=100_000), card, fresh)
+    cells = Cells(
+        card,
+        store or RunStore(default_root() / "scaling", max_runs=100_000),
+        fresh=fresh,
+        say=lambda t: print(_line(t), flush=True),
+    )
+    chosen = {seed: _drawn_tasks(card, draw, seed) if draw else tuple(tasks) for seed in seeds}
     rows: list[dict[str, Any]] = []
-    for seed in seeds:
-        chosen = _drawn_tasks(card, draw, seed) if draw else tuple(tasks)
-        order = growing_pool(card, chosen, seed)
-        for row_name in ("base", "individual"):
-            for task in chosen:
-                accuracy = card.task(task).accuracy.get(row_name, {}).get("test")
-                rows += [
-                    {"seed": seed, "count": count, "variant": row_name, "task": task, "accuracy": accuracy}
-                    for count in counts
-                ]
-        for count in counts:
-            for variant in variants:
-                values = {"pool": pool, "checkpoints": order[:count], "tasks": chosen, "method": variant.method}
-                traces = [
-                    cells.trace(Recipe.from_dict({**values, "settings": settings, "seed": seed}, card))
-                    for settings in variant.grid
-                ]
-                best = max(traces, key=lambda trace: _mean(trace, "validation"))
-                shared = {
-                    "validation": _mean(best, "validation"),
-                    "settings": str(best.recipe.changed_settings()),
-                    "status": best.status,
-                    "steps": len(best.iterates()) - 1,
-                    "seconds": best.cost.seconds,
-                    "run": best.id,
-                }
-                for task in chosen:
-                    cell = {"seed": seed, "count": count, "variant": variant.name, "task": task}
-                    rows.append({**cell, "accuracy": best.final["test"][task].accuracy, **shared})
-    return pd.DataFrame(rows)
+    for growth in grow(card, {"pool": pool}, chosen, counts, variants, cells):
+        rows = growth.rows
+    return pd.DataFrame(rows).drop(columns=["joined", "method", "reused"], errors="ignore")
 
 
 def table(results: pd.DataFrame) -> pd.DataFrame:
@@ -204,38 +158,16 @@ def markdown(frame: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-class _Cells:
-    """Finished runs by fingerprint."""
-
-    def __init__(self, store: RunStore, card: PoolCard, fresh: bool) -> None:
-        self._store = store
-        self._pool = pool_fingerprint(card)
-        self._known: dict[str, str] = {}
-        for summary in () if fresh else store.list():
-            if summary.status in ("converged", "max_steps") and summary.pool_fingerprint == self._pool:
-                self._known.setdefault(summary.recipe.fingerprint(), summary.id)
-
-    def trace(self, recipe: Recipe) -> Trace:
-        key = recipe.fingerprint()
-        if key not in self._known:
-            trace = execute(recipe, writer=self._store.create(recipe))
-            if trace.status == "failed":
-                raise FwvizError(f"{recipe.cli_line()} failed: {trace.note}")
-            line = f"{recipe.method} {recipe.changed_settings()} on {len(recipe.checkpoints)} checkpoints"
-            print(f"{line}: {100 * _mean(trace, 'test'):.1f} in {trace.cost.seconds:.1f} s", flush=True)
-            self._known[key] = trace.id
-        return self._store.load(self._known[key])
-
-
 def _limited(variant: Variant, max_steps: int | None) -> Variant:
     if max_steps is None or not variant.method.startswith("fw_"):
         return variant
     return replace(variant, grid=tuple({**settings, "max_steps": max_steps} for settings in variant.grid))
 
 
-def _mean(trace: Trace, split: Any) -> float:
-    scores = trace.final[split].values()
-    return sum(score.accuracy for score in scores) / len(scores)
+def _line(trace: Trace) -> str:
+    """What is printed of a cell when it is done."""
+    line = f"{trace.recipe.method} {trace.recipe.changed_settings()} on {len(trace.checkpoints)} checkpoints"
+    return f"{line}: {100 * mean(trace, 'test'):.1f} in {trace.cost.seconds:.1f} s"
 
 
 def _drawn_tasks(card: PoolCard, count: int, seed: int) -> tuple[str, ...]:

@@ -43,10 +43,7 @@ def landscape_contour(
     A point not measured yet takes the colour of the nearest measured one of a coarser grid; contour lines are those of
     the finest grid that is complete.
     """
-    rows = style.take(data, ("series", "x", "y", value), ("x", "y"))
-    rows, shown = field.choose_task(rows, task)
-    rows = rows.assign(**{value: pd.to_numeric(rows[value], errors="coerce")}) if len(rows) else rows
-    measured = rows[rows["series"].isin(("grid", "corner")) & np.isfinite(rows[value].astype(float))]
+    rows, shown, measured = measured_rows(data, value, task)
     if not len(measured):
         return style.empty("Nothing measured yet: press Draw.", theme, reading=READING, revision="landscape")
     grid = measured[measured["series"] == "grid"]
@@ -89,6 +86,14 @@ def landscape_contour(
         ],
     }
     return style.figure(traces, base | changes)
+
+
+def measured_rows(data: pd.DataFrame, value: field.Value, task: str) -> tuple[pd.DataFrame, str, pd.DataFrame]:
+    """(rows of the task and of runs, the task, those of them that were measured on the plane)."""
+    rows, shown = field.choose_task(style.take(data, ("series", "x", "y", value), ("x", "y")), task)
+    rows = rows.assign(**{value: pd.to_numeric(rows[value], errors="coerce")}) if len(rows) else rows
+    on_plane = rows["series"].isin(("grid", "corner")) & np.isfinite(rows[value].astype(float))
+    return rows, shown, rows[on_plane]
 
 
 def fill(grid: pd.DataFrame, value: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
@@ -191,7 +196,7 @@ def _corners(corners: pd.DataFrame, value: str, ramp: field.Ramp, theme: style.T
                 "customdata": part["model"].astype(str).tolist() if meta else None,
                 "hovertext": [
                     f"<b>{style.safe(title)}</b> lies in the plane<br>{value} {ramp.text(number)}{unit}"
-                    for title, number in zip(_titles(part), part[value].astype(float), strict=True)
+                    for title, number in zip(corner_titles(part), part[value].astype(float), strict=True)
                 ],
                 "hovertemplate": "%{hovertext}<extra></extra>",
                 "meta": meta or None,
@@ -223,7 +228,7 @@ def _checkpoints(models: pd.DataFrame, corners: pd.DataFrame, theme: style.Theme
     ]
 
 
-def _titles(corners: pd.DataFrame) -> list[str]:
+def corner_titles(corners: pd.DataFrame) -> list[str]:
     titles = corners["model_title"] if "model_title" in corners else corners["model"]
     return [
         title if title and title != "nan" else name
@@ -248,7 +253,7 @@ def _corner_names(corners: pd.DataFrame, theme: style.Theme) -> list[dict[str, A
             borderpad=1,
             font={"size": style.SMALL, "color": colours.ink},
         )
-        for title, x, y in zip(_titles(corners), corners["x"], corners["y"], strict=True)
+        for title, x, y in zip(corner_titles(corners), corners["x"], corners["y"], strict=True)
     ]
 
 
@@ -279,7 +284,7 @@ def _summary(
     where = "all tasks together" if task == "joint" else task or "the task"
     words = [
         f"{value.capitalize()} on {where} at {len(measured)} points of a plane"
-        + (f" through {style.listed(_titles(corners))}" if len(corners) else "")
+        + (f" through {style.listed(corner_titles(corners))}" if len(corners) else "")
         + f": the best is {ramp.text(float(best[value]))}{unit}"
     ]
     if found:

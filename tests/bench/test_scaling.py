@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fwviz.bench.scaling import Variant, first_choices, growing_pool, main, markdown, run, table
+from fwviz.bench.scaling import first_choices, main, markdown, run, table
 from fwviz.pools.card import load_card
+from fwviz.runs.growing import Variant, growing_pool
 from fwviz.runs.store import RunStore
 from fwviz.types import FwvizError
 

@@ -27,6 +27,7 @@ SMALL: dict[str, dict[str, Any]] = {  # of lenses that measure a lot
     "landscape": {"resolution": 3, "samples": 8},
     "simplex": {"steps": 2, "samples": 8},
     "interpolation": {"points": 3, "samples": 8},
+    "scaling": {"counts": "4", "methods": "weight_average"},
 }
 CHART_OF = {chart.facts["lens"]: name for name, chart in registry.entries("charts").items()}
 
