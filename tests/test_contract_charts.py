@@ -349,6 +349,24 @@ def variance_accuracy(names: Names) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def scale_curve(names: Names) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "run": f"run{i}",
+                "label": c,
+                "method": "ties",
+                "scale": j / 5,
+                "loss": 1 + (j / 5 - 0.1 * i) ** 2,
+                "accuracy": 0.9 - abs(j / 5 - 0.1 * i) / 4,
+                "chosen": j == 3,
+            }
+            for i, c in enumerate(names[1][:8])
+            for j in range(1, 11)
+        ]
+    )
+
+
 # Every chart, a table for it, and the columns whose numbers it draws.
 FEEDS: dict[str, tuple[Callable[[Names], pd.DataFrame], tuple[str, ...]]] = {
     "lmo_bars": (lmo, ("score",)),
@@ -370,6 +388,7 @@ FEEDS: dict[str, tuple[Callable[[Names], pd.DataFrame], tuple[str, ...]]] = {
     "magnitudes": (magnitudes, ("median",)),
     "similarity": (partial(pairs, "cosine"), ("cosine",)),
     "sign_conflict": (partial(pairs, "conflict"), ("conflict",)),
+    "scale_curve": (scale_curve, ("loss",)),
     "landscape_contour": (landscape, ("loss",)),
     "landscape_surface": (landscape, ("loss",)),
     "simplex_triangle": (simplex, ("loss",)),

@@ -40,6 +40,12 @@ def hard(tiny_pool_path: Path) -> Trace:
 
 
 @pytest.fixture(scope="session")
+def searched(tiny_pool_path: Path) -> Trace:
+    """A run that searched its scale."""
+    return execute(recipe(tiny_pool_path, "ties", scale_search="calibration", scale_points=4))
+
+
+@pytest.fixture(scope="session")
 def average(tiny_pool_path: Path) -> Trace:
     """A one-shot run without an oracle."""
     return execute(recipe(tiny_pool_path, "weight_average"))

@@ -18,6 +18,7 @@ from fwviz.lenses.comparison import comparison
 from fwviz.lenses.gap import gap
 from fwviz.lenses.lmo_history import lmo_history
 from fwviz.lenses.results import results
+from fwviz.lenses.scale_curve import scale_curve
 from fwviz.lenses.vertices import vertices
 from fwviz.pools.open import Pool
 from fwviz.runs.assemble import Assembly
@@ -42,11 +43,11 @@ def test_every_lens_says_what_it_reads_and_needs_nothing_more() -> None:
 
 @pytest.mark.parametrize("name", sorted(registry.entries("lenses")))
 def test_columns_are_documented_and_the_chart_draws_them(
-    name: str, assembly: Assembly, soft: Trace, average: Trace
+    name: str, assembly: Assembly, soft: Trace, average: Trace, searched: Trace
 ) -> None:
     entry = registry.entry("lenses", name)
     kind = next(iter(inspect.signature(entry.run).parameters))
-    source = {"assembly": assembly, "trace": soft, "traces": [soft, average]}[kind]
+    source = {"assembly": assembly, "trace": soft, "traces": [soft, average, searched]}[kind]
     made = entry.run(source, **SMALL.get(name, {}))
     table = made if isinstance(made, pd.DataFrame) else list(made)[-1]  # a lens that grows: its last table
     assert len(table)
@@ -177,3 +178,14 @@ def test_comparison_of_runs(soft: Trace, hard: Trace, average: Trace) -> None:
     assert "max_steps 3" in labels["a"]
     assert "5 checkpoints" in labels["c"]
     assert not any(math.isnan(v) for v in table["normalised"])
+
+
+def test_the_scale_curve_is_the_trials_of_the_searches(searched: Trace, soft: Trace) -> None:
+    table = scale_curve([soft, searched])
+    trials = [frame for frame in searched.frames if frame.inner]
+    assert table["scale"].tolist() == [0.5, 1.0, 1.5, 2.0]
+    assert table["loss"].tolist() == [frame.loss for frame in trials]
+    assert table["accuracy"].tolist() == [pytest.approx(frame.mean_accuracy) for frame in trials]
+    assert table["chosen"].tolist() == (table["loss"] == table["loss"].min()).tolist()
+    assert set(table["label"]) == {"TIES"}
+    assert not len(scale_curve([soft]))
