@@ -284,7 +284,7 @@ def run(
 
 def _measure_apart(method: str, folder: Path, count: int, model: bool, layout: ParamLayout) -> dict[str, Any]:
     """:func:`measure_here` in a new process."""
-    request = {"method": method, "folder": str(folder), "count": count, "model": model, "layout": _plain(layout)}
+    request = {"method": method, "folder": str(folder), "count": count, "model": model, "layout": plain_layout(layout)}
     command = [sys.executable, "-m", "fwviz.bench.memory", "--measure"]
     done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
     if done.returncode:
@@ -295,11 +295,13 @@ def _measure_apart(method: str, folder: Path, count: int, model: bool, layout: P
     return result
 
 
-def _plain(layout: ParamLayout) -> dict[str, Any]:
+def plain_layout(layout: ParamLayout) -> dict[str, Any]:
+    """A layout as plain data, for a process that is to be told of it."""
     return dataclasses.asdict(layout)
 
 
-def _layout(plain: dict[str, Any]) -> ParamLayout:
+def layout_from(plain: dict[str, Any]) -> ParamLayout:
+    """The layout that :func:`plain_layout` wrote."""
     shapes = tuple(tuple(shape) for shape in plain["shapes"])
     return ParamLayout(
         tuple(plain["names"]), shapes, tuple(plain["offsets"]), tuple(plain["layers"]), plain["excluded"]
@@ -319,7 +321,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     if options.measure:
         request = json.load(sys.stdin)
-        layout = _layout(request["layout"])
+        layout = layout_from(request["layout"])
         row = measure_here(request["method"], Path(request["folder"]), request["count"], request["model"], layout)
         print(json.dumps(row))
         return 0

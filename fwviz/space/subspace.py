@@ -11,6 +11,8 @@ from torch import Tensor
 
 _ENOUGH = 0.03  # least σ_k / σ_1 that a float32 Gram matrix resolves to a few parts in 10⁴
 _NOTHING = 1e-6  # σ / σ_1 below this is rounding of float32 entries
+_LONG = 0.25  # σ / σ_1 from which on a float32 Gram matrix is as good as the matrix
+_VANISHING = 1e-5  # σ / σ_1 below this is rounding of columns that were computed in float32
 
 
 def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,10 +55,26 @@ def polar(matrix: Tensor) -> Tensor:
     """The nearest matrix with orthonormal columns (rows, if it is wide), M(MᵀM)^(−½): (H, W) → (H, W) float32.
 
     It is UVᵀ of M = UΣVᵀ. Directions in which M has rounding only are mapped to 0 rather than to anything.
+
+    The eigenvectors V of the float32 Gram matrix split the directions: where M is long, M·V over its lengths has digits
+    enough; the few others, made orthogonal to those, are solved again in float64.
     """
     if matrix.shape[0] < matrix.shape[1]:
         return polar(matrix.t()).t()
+    matrix = matrix.float()
+    squares, vectors = torch.linalg.eigh(matrix.t() @ matrix)
+    longest = squares[-1].clamp(min=0.0)
+    short = int((squares < _LONG**2 * longest).sum()) if bool(longest > 0) else len(squares)
+    images = matrix @ vectors
+    thin, long = images[:, :short], images[:, short:].div_(squares[short:].clamp(min=1e-30).sqrt())
+    if short:
+        thin = _orthonormal(thin - long @ (long.t() @ thin), float(longest.sqrt()))
+    return torch.cat([thin, long], dim=1) @ vectors.t()
+
+
+def _orthonormal(matrix: Tensor, longest: float) -> Tensor:
+    """Polar factor of a thin matrix in float64; what is rounding beside ``longest`` is mapped to 0."""
     double = matrix.double()
-    values, vectors = torch.linalg.eigh(double.t() @ double)
-    scales = torch.where(values > _NOTHING**2 * values[-1:], values.clamp(min=1e-300).rsqrt(), 0.0)
+    squares, vectors = torch.linalg.eigh(double.t() @ double)
+    scales = torch.where(squares > (_VANISHING * longest) ** 2, squares.clamp(min=1e-300).rsqrt(), 0.0)
     return (double @ (vectors * scales @ vectors.t())).float()
