@@ -39,9 +39,12 @@ def magnitudes(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool
     colours = style.palette(theme)
     numbers = rows[list(QUANTILES)].to_numpy(dtype=float)
     positive = numbers[numbers > 0]
-    # Zeros have no place on a logarithmic axis: they stand at its lower end.
+    # Zeros have no place on a logarithmic axis: what was mostly left as it was is not drawn, low ends stop at the axis.
     floor = float(positive.min()) if positive.size else 0.0
-    rows[list(QUANTILES)] = np.maximum(numbers, floor)
+    if (rows["median"] > 0).any():
+        rows[list(QUANTILES)] = np.maximum(numbers, floor)
+        rows = rows[numbers[:, QUANTILES.index("median")] > 0]
+    unchanged = len(groups) - rows["group"].nunique()
     pooled = rows[rows["checkpoint"] == "all"]
     single = rows[rows["checkpoint"] != "all"]
     traces: list[dict[str, Any]] = []
@@ -123,7 +126,8 @@ def magnitudes(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool
         margin=(58, 12, 26, 40),
         narrow=narrow,
     )
-    logarithmic = floor > 0
+    logarithmic = bool((rows["median"] > 0).any())
+    foot = "input → output" + (f" {style.DOT} {unchanged} groups mostly unchanged" if unchanged else "")
     changes = {
         "xaxis": style.axis(
             theme,
@@ -140,7 +144,7 @@ def magnitudes(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool
         ),
         "annotations": [
             style.note("size of the change |τ| (units of the weights)", theme, yshift=5),
-            style.note("input → output", theme, y=0, yanchor="top", yshift=-22),
+            style.note(foot, theme, y=0, yanchor="top", yshift=-22),
         ],
     }
     return style.figure(traces, base | changes)
