@@ -382,6 +382,7 @@ FEEDS: dict[str, tuple[Callable[[Names], pd.DataFrame], tuple[str, ...]]] = {
     "spectrum_profile": (spectrum_profile, ("amplitude",)),
     "energy_share": (spectrum_profile, ("share_below",)),
     "spectrum_variance": (spectrum_variance, ("variance",)),
+    "filter_response": (filter_response, ("accuracy",)),
     "variance_accuracy": (variance_accuracy, ("normalised", "variance")),
     "weights_map": (weights_map, ("coefficient",)),
     "weights_by_type": (weights_by_type, ("mean",)),

@@ -8,7 +8,7 @@ from fwviz.lenses import _names as names
 from fwviz.lenses._groups import containing
 from fwviz.registry import lens
 from fwviz.runs.assemble import Assembly
-from fwviz.space.pairs import cosines
+from fwviz.space.similarity import cosine
 
 
 @lens("Similarity of task vectors", question="Which checkpoints changed the model in the same direction?")
@@ -28,7 +28,7 @@ def similarity(assembly: Assembly, *, group: str = "model") -> pd.DataFrame:
     groups = containing(vectors.layout, group)
     products = vectors.gram(groups)[groups.names.index(group)]
     titles = names.checkpoint_titles(vectors.names, assembly.pool.card)
-    norms, values = products.diagonal().sqrt().tolist(), cosines(products).tolist()
+    norms, values = products.diagonal().sqrt().tolist(), cosine(products).tolist()
     rows = [
         {
             "group": group,

@@ -1,4 +1,4 @@
-"""How the task vectors of two checkpoints agree: cosines and signs."""
+"""Where the task vectors of two checkpoints pull in opposite directions, streamed over blocks of coordinates."""
 
 from __future__ import annotations
 
@@ -17,13 +17,6 @@ def blocks(vectors: TaskVectors, start: int, stop: int) -> Iterator[Tensor]:
     columns = max(1, _BLOCK_ELEMENTS // vectors.n)
     for first in range(start, stop, columns):
         yield vectors.block(first, min(first + columns, stop))
-
-
-def cosines(products: Tensor) -> Tensor:
-    """cos(τᵢ, τⱼ) from their inner products (…, n, n), 0 where a norm is 0."""
-    norms = products.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
-    scale = norms[..., :, None] * norms[..., None, :]
-    return torch.where(scale > 0, products / scale, 0.0).clamp(-1.0, 1.0)
 
 
 def sign_conflicts(vectors: TaskVectors, start: int, stop: int, *, weighted: bool = False) -> Tensor:

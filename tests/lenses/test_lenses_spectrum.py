@@ -11,11 +11,14 @@ import pytest
 import torch
 
 from fwviz import registry
+from fwviz.lenses.filter_response import filter_response, responses
 from fwviz.lenses.spectrum_map import spectrum_map
 from fwviz.lenses.spectrum_profile import spectrum_profile
 from fwviz.lenses.spectrum_variance import spectrum_variance
 from fwviz.lenses.variance_accuracy import variance_accuracy
 from fwviz.runs.assemble import Assembly
+from fwviz.runs.recipe import Recipe
+from fwviz.runs.runner import execute
 from fwviz.space.spectra import Matrix, matrices
 from fwviz.space.spectrum import amplitude as amplitude_of
 from fwviz.space.spectrum import energy_share_below, high_pass, variance_between
@@ -175,3 +178,32 @@ def test_the_chart_tells_the_sign_of_the_correlation() -> None:
         assert np.sign(trend.y[1] - trend.y[0]) == sign
         assert ("−" in figure.layout.meta["summary"]) == (sign < 0)
         assert "1" in figure.layout.meta["summary"]
+
+
+def test_the_filter_response_is_fr_merging_at_each_cutoff(assembly: Assembly) -> None:
+    table = filter_response(assembly, bands="high,low,band", cutoffs=(0.0, 0.5))
+    assert list(dict.fromkeys(table["band"])) == ["high", "low", "band"]
+    settings = {"cutoff": 0.5, "band": "low"}
+    values = assembly.recipe.to_dict() | {"method": "fr_merging", "settings": settings}
+    expected = execute(Recipe.from_dict(values)).frames[0].accuracy
+    rows = table[(table["band"] == "low") & (table["cutoff"] == 0.5)].set_index("task")
+    for task, accuracy in expected.items():
+        assert rows.loc[task, "accuracy"] == pytest.approx(accuracy)
+    assert rows.loc["joint", "accuracy"] == pytest.approx(np.mean(list(expected.values())))
+    # Nothing lies below frequency zero, and everything above it.
+    base = assembly.evaluator.quick(assembly.problem.vectors.base)
+    none = table[(table["band"] == "low") & (table["cutoff"] == 0.0)].set_index("task")
+    assert none.loc["shape", "loss"] == pytest.approx(base["shape"].loss, rel=1e-4)
+    whole = table[(table["band"] == "high") & (table["cutoff"] == 0.0)]
+    assert list(whole["accuracy"]) == list(whole["unfiltered"])
+    for words, options in (("'wide'", {"bands": "wide"}), ("cutoffs", {"cutoffs": (2.0,)})):
+        with pytest.raises(FwvizError, match=words):
+            filter_response(assembly, **options)  # type: ignore[arg-type]
+
+
+def test_a_sweep_grows_and_stops(assembly: Assembly) -> None:
+    steps = responses(assembly, bands="high", cutoffs=(0.0, 0.2, 0.4))
+    first = next(steps)
+    assert set(first["cutoff"]) == {0.0}
+    assert set(next(steps)["cutoff"]) == {0.0, 0.2}
+    steps.close()

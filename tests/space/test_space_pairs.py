@@ -7,7 +7,8 @@ import torch
 
 from fwviz.space import pairs as pairs_module
 from fwviz.space.magnitudes import histogram, quantiles
-from fwviz.space.pairs import cosines, sign_conflicts
+from fwviz.space.pairs import sign_conflicts
+from fwviz.space.similarity import cosine
 from fwviz.space.vectors import ResidentTaskVectors
 from tests.toy import toy_vectors
 
@@ -35,7 +36,7 @@ def test_same_and_opposite_directions() -> None:
     row = torch.randn(82, generator=torch.Generator().manual_seed(1))
     vectors = vectors_of(torch.stack([row, 2 * row, -0.5 * row, torch.zeros(82)]))
     expected = torch.tensor([[1, 1, -1, 0], [1, 1, -1, 0], [-1, -1, 1, 0], [0, 0, 0, 0]], dtype=torch.float64)
-    torch.testing.assert_close(cosines(vectors.gram(vectors.layout.groups("model")))[0], expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(cosine(vectors.gram(vectors.layout.groups("model"))[0]), expected, rtol=0, atol=1e-6)
     for weighted in (False, True):
         conflicts = sign_conflicts(vectors, 0, 82, weighted=weighted)
         torch.testing.assert_close(conflicts, (expected < 0).double(), rtol=0, atol=1e-6)
