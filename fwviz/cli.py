@@ -69,18 +69,27 @@ def _app(argv: Sequence[str]) -> int:
 
 
 def _pools(argv: Sequence[str]) -> int:
-    """list the pools, or the content of one"""
+    """list the pools, or the content of one; `pools check` and `pools fetch` look at the Hub"""
+    if argv and argv[0] in ("check", "fetch"):
+        return _hub(argv[0], argv[1:])
     parser = _parser("pools", _pools)
     parser.add_argument("pool", nargs="?", help="id or folder of a pool")
     parser.add_argument("--verify", action="store_true", help="check every file against its hash")
     options = parser.parse_args(argv)
     from fwviz.pools.card import verify
-    from fwviz.pools.open import open_pool, pool_ids
+    from fwviz.pools.hub import hub_card_ids, load_hub_card
+    from fwviz.pools.open import open_pool, pool_card, pool_ids
 
     if options.pool is None:
-        cards = [open_pool(name).card for name in pool_ids()]
+        cards = [pool_card(name) for name in pool_ids()]
         rows = [(c.id, len(c.checkpoints), len(c.tasks), c.title) for c in cards]
         _print_table(("pool", "checkpoints", "tasks", "title"), rows)
+        listed = [load_hub_card(name) for name in hub_card_ids()]
+        print("\non the Hub (fwviz pools check CARD)")
+        _print_table(
+            ("card", "checkpoints", "tasks", "title"),
+            [(c.id, len(c.checkpoints), len(c.tasks), c.title) for c in listed],
+        )
         return 0
     card = open_pool(options.pool).card
     if options.verify:
@@ -106,6 +115,36 @@ def _pools(argv: Sequence[str]) -> int:
         for t in card.tasks
     ]
     _print_table(("task", "classes", "base", "individual", "question"), tasks)
+    return 0
+
+
+def _hub(command: str, argv: Sequence[str]) -> int:
+    """what a card's repositories would take, or the download of them"""
+    parser = argparse.ArgumentParser(prog=f"fwviz pools {command}", description=_hub.__doc__, allow_abbrev=False)
+    parser.add_argument("card", help="id or file of a card, or a pool whose base is on the Hub")
+    parser.add_argument("--subset", help="only these tasks of the card, such as 8, 14 or 20")
+    parser.add_argument("--no-data", action="store_true", help="leave the data sets out")
+    parser.add_argument("--offline", action="store_true", help="look at the Hub's cache only")
+    options = parser.parse_args(argv)
+    from fwviz.pools.hub import check_card, fetch, hub_view
+
+    card = hub_view(options.card).subset(options.subset)
+    reports = check_card(card, data=not options.no_data, offline=options.offline)
+    print(f"{card.title} ({card.id})\n{card.summary}\n")
+    rows = [(r.hub, r.state, _size(r.bytes), _size(r.missing_bytes), r.licence, r.note) for r in reports]
+    _print_table(("repository", "state", "size", "to load", "licence", "note"), rows)
+    refused = [r for r in reports if r.state == "refused"]
+    total = sum(r.missing_bytes or 0 for r in reports)
+    print(
+        f"\n{sum(r.state == 'here' for r in reports)} of {len(reports)} repositories are here; {_size(total)} to load"
+    )
+    if refused:
+        raise FwvizError(f"{len(refused)} repositories cannot be had; the first is {refused[0].hub}: {refused[0].note}")
+    if command == "check" or options.offline:
+        return 0
+    for report in reports:
+        if report.state == "missing":
+            print(f"{report.hub}: {fetch(report.hub, report.kind)}", flush=True)
     return 0
 
 
@@ -511,6 +550,13 @@ def _print_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     widths = [max(len(row[j]) for row in cells) for j in range(len(head))]
     for row in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _size(count: int | None) -> str:
+    if count is None:
+        return "-"
+    unit = next((u for u in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if count >= u[1]), ("B", 1.0))
+    return f"{count / unit[1]:.3g} {unit[0]}"
 
 
 def _percent(value: float | None) -> str:

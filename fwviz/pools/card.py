@@ -60,7 +60,7 @@ def load_card(root: Path | str) -> PoolCard:
     """
     root = Path(root)
     file = root / "pool.yaml"
-    top = _Node(str(file), "", _read_yaml(file))
+    top = Node(str(file), "", read_yaml(file))
     if top.count("format", 1, 1_000_000) != 1:
         raise FwvizError(f"{file} has format {top.value['format']}, but this version reads format 1: update fwviz.")
     merge = top.node("merge")
@@ -128,7 +128,7 @@ def check_sha256(path: Path, sha256: str) -> None:
 # --- parts of the card --------------------------------------------------------------------------
 
 
-def _base(node: _Node, root: Path, inputs: str) -> dict[str, Any]:
+def _base(node: Node, root: Path, inputs: str) -> dict[str, Any]:
     base: dict[str, Any] = _place(node, root) | {
         "sha256": node.sha256("sha256"),
         "parameters": node.count("parameters", 1, 10**12),
@@ -140,7 +140,7 @@ def _base(node: _Node, root: Path, inputs: str) -> dict[str, Any]:
     return base | {"tokens": node.count("tokens", 2, 1 << 16), "scale": node.number("scale", 1, 1000)}
 
 
-def _place(node: _Node, root: Path) -> dict[str, Any]:
+def _place(node: Node, root: Path) -> dict[str, Any]:
     """Where the base lies: ``path`` in the pool, or ``hub`` with, at will, the ``package`` that carries it."""
     if "hub" not in node.value:
         return {"path": node.path("path", root)}
@@ -158,7 +158,7 @@ def _place(node: _Node, root: Path) -> dict[str, Any]:
     return place
 
 
-def _checkpoint(node: _Node, root: Path) -> CheckpointCard:
+def _checkpoint(node: Node, root: Path) -> CheckpointCard:
     return CheckpointCard(
         id=node.identifier("id"),
         title=node.text("title", 200),
@@ -171,7 +171,7 @@ def _checkpoint(node: _Node, root: Path) -> CheckpointCard:
     )
 
 
-def _task(node: _Node, root: Path) -> TaskCard:
+def _task(node: Node, root: Path) -> TaskCard:
     splits, accuracy = node.node("splits"), node.node("accuracy")
     return TaskCard(
         id=node.identifier("id"),
@@ -188,11 +188,11 @@ def _task(node: _Node, root: Path) -> TaskCard:
     )
 
 
-def _file(node: _Node, root: Path) -> FileCard:
+def _file(node: Node, root: Path) -> FileCard:
     return FileCard(node.path("path", root), node.count("rows", 1, _MAX_ROWS), node.sha256("sha256"))
 
 
-def _prompts(node: _Node) -> tuple[str, ...]:
+def _prompts(node: Node) -> tuple[str, ...]:
     prompts = node.texts("prompts", _MAX_PROMPTS, 300)
     for prompt in prompts:
         if "{}" not in prompt:
@@ -201,7 +201,7 @@ def _prompts(node: _Node) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class _Node:
+class Node:
     """A mapping of the card and where it stands, for messages."""
 
     file: str
@@ -216,10 +216,10 @@ class _Node:
             raise FwvizError(f"{self.file}: {self._at(key)} is missing.")
         return self.value[key]
 
-    def node(self, key: str) -> _Node:
+    def node(self, key: str) -> Node:
         return self._child(key, self.get(key))
 
-    def nodes(self, key: str, most: int, *, optional: bool = False) -> tuple[_Node, ...]:
+    def nodes(self, key: str, most: int, *, optional: bool = False) -> tuple[Node, ...]:
         if optional and key not in self.value:
             return ()
         values = self._list(key, most, 0 if optional else 1)
@@ -265,9 +265,13 @@ class _Node:
     def repository(self, key: str) -> str:
         """The id of a repository on the Hub."""
         value = self.get(key)
+        self.check_repository(key, value)
+        return str(value)
+
+    def check_repository(self, key: str, value: Any) -> None:
+        """Raise FwvizError unless ``value`` is the id of a repository on the Hub."""
         if not isinstance(value, str) or not _REPOSITORY.fullmatch(value) or ".." in value or "--" in value:
             raise self.wrong(key, value, "the id of a repository on the Hub, owner/name")
-        return value
 
     def sha256(self, key: str) -> str:
         value = self.get(key)
@@ -325,10 +329,10 @@ class _Node:
     def _at(self, key: str) -> str:
         return f"{self.place}.{key}" if self.place else key
 
-    def _child(self, key: str, value: Any) -> _Node:
+    def _child(self, key: str, value: Any) -> Node:
         if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
             raise self.wrong(key, value, "a mapping with text keys")
-        return _Node(self.file, self._at(key), value)
+        return Node(self.file, self._at(key), value)
 
     def _list(self, key: str, most: int, least: int) -> list[Any]:
         value = self.get(key)
@@ -356,7 +360,7 @@ def _short(value: Any) -> str:
 # --- YAML ---------------------------------------------------------------------------------------
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, Any]:
     """Parse one mapping. Aliases are refused: with them a short file becomes a huge one ("billion laughs")."""
     try:
         size = file.stat().st_size

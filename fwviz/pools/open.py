@@ -44,6 +44,11 @@ def pool_ids() -> tuple[str, ...]:
     return tuple(_folders())
 
 
+def pool_card(id_or_path: str | Path) -> PoolCard:
+    """The card of a pool, whose base need not be on this machine."""
+    return load_card(_find(id_or_path))
+
+
 def open_pool(id_or_path: str | Path) -> Pool:
     """The pool of that name, or in that folder (a ``Path``, or a text that holds a path separator).
 
