@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fwviz.bench import kernels, memory
+from fwviz.bench import kernels, layerwise, memory
 from fwviz.bench.synthetic import random_base, random_move, vit_layout, write_pool
 from fwviz.types import FwvizError
 
@@ -75,3 +75,37 @@ def test_memory_does_not_grow_with_the_pool(tmp_path: Path, method: str) -> None
     assert table["growth"].iloc[1] < 0.05
     assert (table["steps"] > 1).all()
     assert (table["extra_own_mb"] * 1e6 > 4 * layout.size).all()  # a run needs θ at least: the peak is really measured
+
+
+@pytest.mark.slow
+def test_layer_wise_learning_needs_little_memory_at_any_number_of_checkpoints() -> None:
+    table = layerwise.run((2, 4), updates=1)
+    assert (table["extra_gib"] < 1.6).all()
+    assert abs(table["extra_gib"].diff().iloc[1]) < 0.15
+
+
+@pytest.mark.parametrize(("side", "code"), [("fwviz", -9), ("FusionBench", 1)])
+def test_a_failed_side_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: str, code: int) -> None:
+    def ended(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        if "other-python" in command or side == "fwviz":
+            return subprocess.CompletedProcess(
+                command, code, "", "" if code < 0 else "Traceback\nImportError: no torch."
+            )
+        return subprocess.CompletedProcess(command, 0, '{"seconds_per_update": 1.0, "extra_gib": 1.0}', "")
+
+    monkeypatch.setattr(subprocess, "run", ended)
+    reason = "it ended with code -9" if code < 0 else "ImportError: no torch"
+    with pytest.raises(FwvizError, match=rf"^{side} failed on 1 checkpoints: {reason}\.$"):
+        layerwise.layerwise_row(1, 1, "other-python", tmp_path)
+
+
+def test_ratios_are_ours_over_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        theirs = "other-python" in command
+        found = f'{{"seconds_per_update": {4.0 if theirs else 1.0}, "extra_gib": {5.0 if theirs else 1.5}}}'
+        return subprocess.CompletedProcess(command, 0, found, "")
+
+    monkeypatch.setattr(subprocess, "run", ended)
+    ours, _ = layerwise.layerwise_row(4, 1, "other-python", tmp_path)
+    assert ours["time_ratio"] == pytest.approx(0.25)
+    assert ours["memory_ratio"] == pytest.approx(0.3)
