@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fwviz.runs.recipe import Recipe
     from fwviz.runs.trace import Frame, Trace
 
-BENCHES = ("kernels", "memory", "scaling", "speed")
+BENCHES = ("kernels", "layerwise", "memory", "scaling", "speed")
 MAX_RECIPE_FILE = 1 << 20
 
 

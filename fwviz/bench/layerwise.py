@@ -110,13 +110,13 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="fwviz bench layerwise", description="ViT-B/32, layer-wise coefficients")
     parser.add_argument("--checkpoints", type=int, nargs="+", default=[4, 8], help="pool sizes (default 4 8)")
     parser.add_argument("--updates", type=int, default=5, help="updates measured (default 5)")
-    parser.add_argument("--peer", metavar="PYTHON", help="Python of an environment with fusion-bench 0.2.33")
+    parser.add_argument("--peer-python", help="interpreter with the packages of requirements-peers.txt")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.measure:
         print(json.dumps(measure_here(json.load(sys.stdin))))
         return 0
-    table = run(options.checkpoints, options.updates, options.peer)
+    table = run(options.checkpoints, options.updates, options.peer_python)
     print(table.round(3).to_string(index=False))
     return 0
 
