@@ -320,8 +320,8 @@ def test_each_file_registers_one_method_named_like_it() -> None:
 def test_a_searched_scale_is_the_best_of_its_curve(method: Entry, problem: Problem) -> None:
     assert method.settings is not None
     names = {spec.name for spec in describe_settings(method.settings)}
-    if "scale" not in names:
-        pytest.skip("the method has no global scale")
+    if "scale_search" not in names:
+        pytest.skip("the method searches no scale")
     settings = short(method, scale_search="calibration")
     assert method.data_for(settings) == "labels"
     *trials, last = copied(method.run(problem, settings))
