@@ -69,9 +69,11 @@ def _app(argv: Sequence[str]) -> int:
 
 
 def _pools(argv: Sequence[str]) -> int:
-    """list the pools, or the content of one; `pools check` and `pools fetch` look at the Hub"""
+    """list the pools, or one; pools check | fetch CARD ask the Hub, pools examine DIR compares a checkpoint"""
     if argv and argv[0] in ("check", "fetch"):
         return _hub(argv[0], argv[1:])
+    if argv and argv[0] == "examine":
+        return _examine(argv[1:])
     parser = _parser("pools", _pools)
     parser.add_argument("pool", nargs="?", help="id or folder of a pool")
     parser.add_argument("--verify", action="store_true", help="check every file against its hash")
@@ -145,6 +147,34 @@ def _hub(command: str, argv: Sequence[str]) -> int:
     for report in reports:
         if report.state == "missing":
             print(f"{report.hub}: {fetch(report.hub, report.kind)}", flush=True)
+    return 0
+
+
+def _examine(argv: Sequence[str]) -> int:
+    """hold checkpoints against their base: names, shapes, dtypes, vocabulary, NaN; nothing is written"""
+    parser = argparse.ArgumentParser(prog="fwviz pools examine", description=_examine.__doc__, allow_abbrev=False)
+    parser.add_argument("checkpoint", type=Path, nargs="+", help="folder or safetensors file")
+    parser.add_argument("--base", required=True, help="folder of the base, or id of a pool")
+    parser.add_argument("--headers-only", action="store_true", help="do not read the weights")
+    options = parser.parse_args(argv)
+    from fwviz.backbones.folders import base_folder
+    from fwviz.pools.check import examine
+    from fwviz.pools.open import pool_card, pool_ids
+
+    card = pool_card(options.base) if options.base in pool_ids() else None
+    base = base_folder(card) if card else Path(options.base)
+    parts = (card.include, card.exclude) if card else (("",), ())
+    failed = []
+    for checkpoint in options.checkpoint:
+        findings = examine(checkpoint, base, *parts, values=not options.headers_only)
+        failed += [checkpoint for finding in findings[:1] if finding.severity == "error"]
+        print(f"{checkpoint}: {'nothing to object to' if not findings else ''}")
+        for finding in findings:
+            print(f"  {finding.severity:<8}{finding.kind:<13}{finding.text}")
+    if failed:
+        raise FwvizError(
+            f"{len(failed)} of {len(options.checkpoint)} checkpoints cannot be merged; the first is {failed[0]}."
+        )
     return 0
 
 

@@ -225,7 +225,7 @@ class CheckpointFile:
     ) -> None:
         self.path = Path(path)
         self.layout = layout
-        self.files = tuple(SafetensorsFile(part) for part in _parts(self.path))
+        self.files = tuple(SafetensorsFile(part) for part in shards(self.path))
         holder: dict[str, SafetensorsFile] = {}
         for file in self.files:
             for name in file.tensors:
@@ -322,7 +322,7 @@ def first_nonfinite(layout: ParamLayout, flat: Tensor, start: int = 0) -> str | 
     return layout.names[bisect_right(layout.offsets, start + int(bad[0])) - 1]
 
 
-def _parts(path: Path) -> Sequence[Path]:
+def shards(path: Path) -> Sequence[Path]:
     """The safetensors files of a checkpoint."""
     if not path.is_dir():
         return [path]
