@@ -120,6 +120,11 @@ def test_lenses_write_tables_and_pages(run: Run, tiny_pool_path: Path, tmp_path:
     assert run("lens", "lmo", *words, "--out", tmp_path / "page.html")[0] == 0
     assert "plotly" in (tmp_path / "page.html").read_text().lower()
     assert run("lens", "lmo", *words, "--out", tmp_path / "table.txt")[0] == 1
+    # A lens that grows prints its last table.
+    options = ["--resolution", 2, "--samples", 4, "--task", "shape", "--models", "base,shape,colour"]
+    code, grown, _ = run("lens", "landscape", *words, *options)
+    assert code == 0
+    assert len(list(csv.DictReader(io.StringIO(grown)))) == 4 + 3
 
     run("merge", *words, "--method", "task_arithmetic", "--scale", 0.2, "--runs", tmp_path / "runs")
     (run_id,) = RunStore(tmp_path / "runs").ids()

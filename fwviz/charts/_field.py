@@ -42,8 +42,10 @@ class Ramp:
     high: float
 
     @classmethod
-    def of(cls, value: Value, numbers: np.ndarray) -> Ramp:
-        """Fitted to finite numbers; the highest losses, which only say "far too high", saturate."""
+    def of(cls, value: Value, numbers: np.ndarray, limits: tuple[float, float] | None = None) -> Ramp:
+        """Between ``limits``, or fitted to finite numbers: the highest losses, only "far too high", then saturate."""
+        if limits is not None and limits[1] > limits[0]:
+            return cls(value, float(limits[0]), float(limits[1]))
         low = float(numbers.min()) if numbers.size else 0.0
         high = float(numbers.max()) if numbers.size else 1.0
         if value == "loss" and numbers.size > 30:

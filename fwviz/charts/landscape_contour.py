@@ -29,6 +29,7 @@ def landscape_contour(
     value: field.Value = "loss",
     task: str = "",
     until: float = math.inf,
+    limits: tuple[float, float] | None = None,
 ) -> go.Figure:
     """Map of loss or accuracy over x and y (L2 distance in weights), finished or not.
 
@@ -39,6 +40,7 @@ def landscape_contour(
         value: what the colour shows.
         task: of the table; "" is the mean over tasks where there are several.
         until: draw the runs up to this iteration.
+        limits: lowest and highest value of the colours, to compare two pictures; None fits them.
 
     A point not measured yet takes the colour of the nearest measured one of a coarser grid; contour lines are those of
     the finest grid that is complete.
@@ -47,7 +49,7 @@ def landscape_contour(
     if not len(measured):
         return style.empty("Nothing measured yet: press Draw.", theme, reading=READING, revision="landscape")
     grid = measured[measured["series"] == "grid"]
-    ramp = field.Ramp.of(value, measured[value].to_numpy(dtype=float))
+    ramp = field.Ramp.of(value, measured[value].to_numpy(dtype=float), limits)
     what = {"loss": "loss", "accuracy": "accuracy"}[value]
     traces: list[dict[str, Any]] = []
     if len(grid):
@@ -76,7 +78,7 @@ def landscape_contour(
         narrow=narrow,
     )
     changes = {
-        **_axes(grid if len(grid) else measured, theme),
+        **_axes(measured, theme),
         "annotations": [
             ramp.key(theme, narrow, what if shown in ("", "joint") else f"{what} on {style.short(shown, 24)}"),
             *_corner_names(corners, theme),
@@ -92,6 +94,7 @@ def measured_rows(data: pd.DataFrame, value: field.Value, task: str) -> tuple[pd
     """(rows of the task and of runs, the task, those of them that were measured on the plane)."""
     rows, shown = field.choose_task(style.take(data, ("series", "x", "y", value), ("x", "y")), task)
     rows = rows.assign(**{value: pd.to_numeric(rows[value], errors="coerce")}) if len(rows) else rows
+    rows = rows if "model" in rows else rows.assign(model="")
     on_plane = rows["series"].isin(("grid", "corner")) & np.isfinite(rows[value].astype(float))
     return rows, shown, rows[on_plane]
 

@@ -34,11 +34,12 @@ def landscape_surface(
     value: field.Value = "loss",
     task: str = "",
     until: float = math.inf,
+    limits: tuple[float, float] | None = None,
 ) -> go.Figure:
     """Surface of loss (nats) or accuracy over x and y (L2 distance in weights). Needs plotly's bundle with 3-D.
 
     Args:
-        data, value, task, until: as of :func:`fwviz.charts.landscape_contour.landscape_contour`.
+        data, value, task, until, limits: as of :func:`fwviz.charts.landscape_contour.landscape_contour`.
 
     A run without a measured loss of its own, or drawn over a single task, lies on the surface.
     """
@@ -47,7 +48,7 @@ def landscape_surface(
     if not len(measured):
         return style.empty("Nothing measured yet: press Draw.", theme, reading=READING, revision="relief")
     colours = style.palette(theme)
-    ramp = field.Ramp.of(value, measured[value].to_numpy(dtype=float))
+    ramp = field.Ramp.of(value, measured[value].to_numpy(dtype=float), limits)
     unit = " nats" if value == "loss" else ""
     number = "%{z:.1%}" if value == "accuracy" else "%{z:.3g}"
     traces: list[dict[str, Any]] = []
@@ -102,13 +103,13 @@ def landscape_surface(
     names, room = field.names_below(found, theme, narrow, 8)
     base = style.layout(
         theme,
-        (330 if narrow else 470) + 30 + room,
+        (330 if narrow else 470) + 30 + 20 + room,
         summary=f"Relief of the {value} at {len(measured)} points of a plane"
         + (f" through {style.listed(corner_titles(corners))}" if len(corners) else "")
         + f", from {ramp.text(ramp.low)} to {ramp.text(ramp.high)}{unit}; {len(found)} runs drawn.",
         reading=READING,
         revision="relief " + ",".join(corners["model"].astype(str)),
-        margin=(0, 0, 30, room),
+        margin=(0, 0, 30, 20 + room),
         narrow=narrow,
     )
     quiet = {

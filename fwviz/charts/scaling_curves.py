@@ -130,9 +130,10 @@ def scaling_curves(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: 
         {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": v, "y1": v, "line": dotted, "layer": "below"}
         for v in marks.values()
     ]
+    raised = style.spread(list(marks.values()), (high - low) * 15 / 330, low, high)
     named = [
-        style.note(f"{MARKS[name]} {style.percent(v, 0)}", theme, yref="y", y=v, x=0, xshift=4, yshift=1)
-        for name, v in marks.items()
+        style.note(f"{MARKS[name]} {style.percent(v, 0)}", theme, yref="y", y=y, x=0, xshift=4, yshift=1)
+        for (name, v), y in zip(marks.items(), raised, strict=True)
     ]
     base = style.layout(
         theme,
@@ -140,7 +141,12 @@ def scaling_curves(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: 
         summary=_summary(curves, shown, counts, marks),
         reading=READING,
         revision="scaling",
-        margin=(48, 16 if narrow else 40 + style.text_width([style.short(n, 24) for n in curves]), 34, 46 + room),
+        margin=(
+            48,
+            16 if narrow else 16 + style.text_width([f"{style.short(n, 24)} 100 %" for n in curves], style.TEXT),
+            34,
+            46 + room,
+        ),
         narrow=narrow,
     )
     step = style.whole_step(counts[-1] - counts[0] or 1, 6 if narrow else 12)

@@ -34,6 +34,7 @@ def simplex_triangle(
     value: field.Value = "loss",
     task: str = "",
     until: float = math.inf,
+    limits: tuple[float, float] | None = None,
 ) -> go.Figure:
     """Hexagonal map of loss or accuracy over {λ ≥ 0, Σλ = 1}, finished or not, with contour lines and runs.
 
@@ -44,28 +45,30 @@ def simplex_triangle(
         value: what the colour shows.
         task: of the table; "" is the mean over tasks where there are several.
         until: draw the runs up to this iteration.
+        limits: lowest and highest value of the colours, to compare two pictures; None fits them.
     """
     rows = style.take(data, ("series", *LAMBDAS, value), LAMBDAS)
     rows, shown = field.choose_task(rows, task)
     rows = rows.assign(**{value: pd.to_numeric(rows[value], errors="coerce")}) if len(rows) else rows
+    rows = rows if "model" in rows else rows.assign(model="")
     measured = rows[rows["series"].isin(("grid", "corner")) & np.isfinite(rows[value].astype(float))]
     if not len(measured):
         return style.empty("Nothing measured yet: press Draw.", theme, reading=READING, revision="simplex")
     grid = measured[measured["series"] == "grid"].drop_duplicates(["column", "row"])
     corners = measured[measured["series"] == "corner"].drop_duplicates("model")
     titles = _titles(corners)
-    ramp = field.Ramp.of(value, measured[value].to_numpy(dtype=float))
+    ramp = field.Ramp.of(value, measured[value].to_numpy(dtype=float), limits)
     side = 290 if narrow else 480  # px along a side of the triangle
     traces: list[dict[str, Any]] = []
     if len(grid):
         traces += _cells(grid, titles, side, ramp, theme) + _lines(grid, ramp, theme)
-    traces += [_outline(theme), *_corners(corners, titles, ramp, theme)]
+    traces += [_surroundings(theme), _outline(theme), *_corners(corners, titles, ramp, theme)]
     found = field.paths(rows, theme, until)
     for path in found:
         hover = [_sentence(row) for row in path.rows.itertuples()]
         traces += field.drawn(path, place, theme, hover)
     names, room = field.names_below(found, theme, narrow, 26)
-    plot = int(side * 1.16 * HEIGHT)
+    plot = int(side * (HEIGHT + 0.2))
     base = style.layout(
         theme,
         plot + 30 + 30 + room,
@@ -77,8 +80,8 @@ def simplex_triangle(
     )
     hidden = {"visible": False, "fixedrange": True, "constrain": "domain"}
     feet = [place(path.rows) for path in found]
-    spread_x = np.concatenate([[-0.08, 1.08], *(x for x, _ in feet)])
-    spread_y = np.concatenate([[-0.09, HEIGHT + 0.09], *(y for _, y in feet)])
+    spread_x = np.concatenate([[-0.1, 1.1], *(x for x, _ in feet)])
+    spread_y = np.concatenate([[-0.1, HEIGHT + 0.1], *(y for _, y in feet)])
     # Feet outside the triangle widen the view, but not beyond the triangle's own size.
     reach_x = np.clip(spread_x, -0.5, 1.5)
     reach_y = np.clip(spread_y, -0.5, HEIGHT + 0.5)
@@ -202,6 +205,25 @@ def _crossings(corners: Any, known: dict[tuple[int, int], float], level: float) 
             yield p[0] + share * (q[0] - p[0]), p[1] + share * (q[1] - p[1])
 
 
+def _surroundings(theme: style.Theme) -> dict[str, Any]:
+    """The page over what lies outside the triangle, where cells at its edge reach: a frame with a hole."""
+    far = 3.0
+    # The hole runs against the frame, so that it stays a hole under either rule of filling.
+    x = [-far, -far, far, far, -far, 0, 1, 0.5, 0, -far]
+    y = [-far, far, far, -far, -far, 0, 0, HEIGHT, 0, -far]
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": "",
+        "x": style.f4(x),
+        "y": style.f4(y),
+        "fill": "toself",
+        "fillcolor": style.palette(theme).surface,
+        "line": {"width": 0, "color": style.palette(theme).surface},
+        "hoverinfo": "skip",
+    }
+
+
 def _outline(theme: style.Theme) -> dict[str, Any]:
     return {
         "type": "scatter",
@@ -258,7 +280,11 @@ def _titles(corners: pd.DataFrame) -> dict[str, str]:
 
 
 def _names(titles: dict[str, str], theme: style.Theme) -> list[dict[str, Any]]:
-    spots = ((0.0, 0.0, "top", -9, "center"), (1.0, 0.0, "top", -9, "center"), (0.5, HEIGHT, "bottom", 9, "center"))
+    spots = (
+        (-0.09, 0.0, "top", -9, "left"),
+        (1.09, 0.0, "top", -9, "right"),
+        (0.5, HEIGHT, "bottom", 9, "center"),
+    )
     font = {"size": style.TEXT, "color": style.palette(theme).ink}
     return [
         style.note(

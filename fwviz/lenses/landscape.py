@@ -45,7 +45,7 @@ def landscape(
     resolution: int = 21,
     margin: float = 0.35,
     high_pass: float = 0.0,
-    seed: int = 0,
+    draw: int = 0,
 ) -> Iterator[pd.DataFrame]:
     """ℓ(origin + x·u + y·v) and accuracy on an adaptive grid of the plane through three models; u, v orthonormal.
 
@@ -62,7 +62,7 @@ def landscape(
         margin: of the picture around the models, as a share of their extent.
         high_pass: keep of every matrix of the task vectors only frequencies of at least this radius in [0, 1]
             (FREE-Merging, eq. 1–2); 0 leaves them as they are.
-        seed: of the random directions.
+        draw: which random directions.
 
     Yields a table of all points measured so far, first of nested coarse grids, then where the loss changes most; see
     :mod:`fwviz.lenses._field` for ``attrs``. One row per point × task: ``series`` ("corner": a model of the plane,
@@ -75,7 +75,7 @@ def landscape(
     if not 0.0 <= margin <= 10.0:
         raise FwvizError(f"margin is {margin:g}, but must lie between 0 and 10 times the extent of the models.")
     measure = field.judge(assembly, task, split, samples)
-    plane = plane_of(assembly, theta, models, seed, high_pass)
+    plane = plane_of(assembly, theta, models, draw, high_pass)
     yield from survey(plane, measure, resolution, margin, field.model_titles(assembly, list(plane.corners)), high_pass)
 
 
@@ -83,7 +83,7 @@ def plane_of(
     assembly: Assembly,
     theta: Tensor | None = None,
     models: str = "",
-    seed: int = 0,
+    draw: int = 0,
     high_pass: float = 0.0,
     vectors: TaskVectors | None = None,
 ) -> Plane:
@@ -92,7 +92,7 @@ def plane_of(
     if models == RANDOM:
         if high_pass > 0.0:
             raise FwvizError("random directions are not made of task vectors, so there is nothing to filter: set 0.")
-        return random_plane(vectors.layout, vectors.base if theta is None else theta.to(vectors.base), seed)
+        return random_plane(vectors.layout, vectors.base if theta is None else theta.to(vectors.base), draw)
     names = field.three(models, vectors, (BASE, *assembly.problem.vectors.names[:2]))
     return plane_through(field.filtered(vectors, names, high_pass), names)
 

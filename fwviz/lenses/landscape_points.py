@@ -40,10 +40,10 @@ def landscape_points(
     traces: Sequence[Trace] = (),
     *,
     models: str = "",
-    seed: int = 0,
+    draw: int = 0,
     rerun: bool = False,
 ) -> pd.DataFrame:
-    """The foot of every iterate of some runs on the plane of ``landscape`` with the same ``models`` and ``seed``.
+    """The foot of every iterate of some runs on the plane of ``landscape`` with the same ``models`` and ``draw``.
 
     Args:
         assembly: the opened recipe, whose pool the runs must be of.
@@ -61,7 +61,7 @@ def landscape_points(
     not), ``final`` (the last iterate).
     """
     vectors = with_checkpoints_of(assembly, traces)
-    plane = plane_of(assembly, theta, models, seed, vectors=vectors)
+    plane = plane_of(assembly, theta, models, draw, vectors=vectors)
     places = locate_runs(assembly, plane, vectors, traces, rerun=rerun)
     titles = field.model_titles(assembly, vectors.names)
     rows = []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,7 +156,7 @@ def grow(
     variants: Sequence[Variant],
     cells: Cells,
     order: str = "random",
-) -> Iterator[Growth]:
+) -> Generator[Growth, None, None]:
     """Every variant at every size of the pool, for every seed; validation picks, test reports.
 
     Args:
