@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from fwviz import solver
-from fwviz.methods._learning import BATCH_HELP, UPDATES_HELP, Rule, learn, start_steps
+from fwviz.methods._learning import BATCH_HELP, Rule, learn, start_steps
 from fwviz.registry import merge_method, setting
 from fwviz.types import GRANULARITIES, Granularity, Problem, Step
 
@@ -36,9 +36,15 @@ class Settings:
         high=0.99,
         applies={"init": ("task_arithmetic",)},
     )
-    updates: int = setting(200, UPDATES_HELP, low=1, high=5000)
+    updates: int = setting(
+        40,
+        "Updates of the coefficients in all; on the embedded pool 100 lower the calibration loss further, but not the "
+        "validation error.",
+        low=1,
+        high=5000,
+    )
     batch_size: int = setting(16, BATCH_HELP, low=0, high=1024)
-    learning_rate: float = setting(0.05, "Largest change of a weight per update, at first.", low=1e-5, high=1.0)
+    learning_rate: float = setting(0.1, "Largest change of a weight per update, at first.", low=1e-5, high=1.0)
     weight_decay: float = setting(0.01, "AdamW: each update first shrinks w by rate times this.", low=0.0, high=10.0)
     anneal: bool = setting(
         True, "Let the rate fall to a tenth and return the mean of the last quarter; otherwise it stays constant."
@@ -60,7 +66,10 @@ def supermerge(problem: Problem, settings: Settings) -> Iterator[Step]:
 
     Args: ``problem``, ``settings``. Yields t = 0 before (inner = 1) and after its loss, then every update (inner > 0)
     and ten iterates with their loss over all calibration samples.
-    The paper gives neither rate, epochs, batch nor initial w; see the settings' help for how ours were chosen.
+    The paper gives neither rate, updates, batch nor initial w. Ours were picked by the mean validation accuracy of the
+    embedded pool, four tasks and eight checkpoints, after 40 updates: rate 0.05 72.1 %, 0.1 73.4 %, 0.2 71.7 %; from
+    coefficients 0.3 at rate 0.05 72.3 %; 100 updates at rate 0.1 72.3 %, with less calibration loss
+    (``fwviz merge --pool vision --method supermerge --set learning_rate=0.1 --set updates=100``).
     Reference: Yang et al. (2024), SuperMerge, arXiv:2412.10416, section 5.
     """
     vectors, groups = problem.vectors, problem.groups(settings.granularity)

@@ -44,9 +44,9 @@ class Settings:
         high=0.99,
         applies={"init": ("task_arithmetic",)},
     )
-    updates: int = setting(100, "Updates of the coefficients per node of the tree.", low=1, high=5000)
+    updates: int = setting(40, "Updates of the coefficients per node of the tree.", low=1, high=5000)
     batch_size: int = setting(16, BATCH_HELP, low=0, high=1024)
-    learning_rate: float = setting(0.05, "Largest change of a weight per update, at first.", low=1e-5, high=1.0)
+    learning_rate: float = setting(0.1, "Largest change of a weight per update, at first.", low=1e-5, high=1.0)
     weight_decay: float = setting(0.01, "AdamW: each update first shrinks w by rate times this.", low=0.0, high=10.0)
     anneal: bool = setting(
         True, "Let the rate fall to a tenth and return the mean of the last quarter; otherwise it stays constant."
