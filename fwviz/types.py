@@ -430,7 +430,10 @@ class CheckpointCard:
 
 @dataclass(frozen=True)
 class TaskCard:
-    """One evaluation task of a pool. ``accuracy`` maps row ("base", "individual") → split → accuracy."""
+    """One evaluation task of a pool. ``accuracy`` maps row → split → accuracy; "mtl" may be absent.
+
+    Rows: "base", "individual" (the task's own checkpoint), "mtl" (one model trained on all tasks of the pool).
+    """
 
     id: str
     title: str

@@ -24,8 +24,8 @@ def accuracy(trace: Trace, card: PoolCard | None = None, average: Mapping[str, f
         card: of the pool, for titles.
         average: task → validation accuracy of the plain average of all checkpoints, if known.
 
-    Returns rows with ``series`` "run" (frames) or "base", "individual", "average" (one row per task, the columns of
-    frames empty): ``series``, ``index`` (frame), ``t``, ``inner``, ``x`` (place in iterations, see :func:`positions`),
+    Returns rows with ``series`` "run" (frames) or "base", "individual", "mtl", "average" (one row per task, the columns
+    of frames empty): ``series``, ``index`` (frame), ``t``, ``inner``, ``x`` (iterations, see :func:`positions`),
     ``seconds``, ``completed`` (an iterate, not an inner update), ``task``, ``task_title``, ``accuracy`` in [0, 1],
     ``loss`` (nats), ``steps`` (iterations planned, NaN if unknown).
     """

@@ -29,15 +29,16 @@ def comparison(
 
     Returns one row per run × task: ``run`` (id, else the fingerprint of the recipe), ``label``, ``method``,
     ``checkpoints`` (how many were merged), ``task``, ``task_title``, ``accuracy`` in [0, 1], ``normalised`` (÷ the
-    task's own checkpoint's), ``base`` and ``individual`` accuracy, ``mean`` (of the run over its tasks), ``seconds``,
-    ``peak_memory_bytes``, ``bytes_read``, ``stored_bytes`` (kept beside one model: experts, feature maps, router).
+    task's own checkpoint's), ``base``, ``individual`` and ``mtl`` accuracy, ``mean`` (of the run over its tasks),
+    ``seconds``, ``peak_memory_bytes``, ``bytes_read``, ``stored_bytes`` (kept beside one model: experts, feature maps,
+    router).
     """
     rows = []
     for trace in traces:
         scores = trace.final.get(split, {})
         tasks = [task for task in trace.tasks if task in scores]
         titles = names.task_titles(tasks, card)
-        base, own = (trace.reference.get(row, {}).get(split, {}) for row in ("base", "individual"))
+        base, own, mtl = (trace.reference.get(row, {}).get(split, {}) for row in ("base", "individual", "mtl"))
         for task in tasks:
             rows.append(
                 {
@@ -51,6 +52,7 @@ def comparison(
                     "normalised": scores[task].accuracy / own[task] if own.get(task) else math.nan,
                     "base": base.get(task, math.nan),
                     "individual": own.get(task, math.nan),
+                    "mtl": mtl.get(task, math.nan),
                     "mean": math.fsum(scores[t].accuracy for t in tasks) / len(tasks),
                     "seconds": trace.cost.seconds,
                     "peak_memory_bytes": trace.cost.peak_memory_bytes,
@@ -59,7 +61,7 @@ def comparison(
                 }
             )
     columns = ["run", "label", "method", "checkpoints", "task", "task_title", "accuracy", "normalised"]
-    columns += ["base", "individual", "mean", "seconds", "peak_memory_bytes", "bytes_read", "stored_bytes"]
+    columns += ["base", "individual", "mtl", "mean", "seconds", "peak_memory_bytes", "bytes_read", "stored_bytes"]
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -27,9 +27,10 @@ def results(
         trace: a recorded run; one that never finished has only reference rows.
         average: task → accuracy of the plain average of all checkpoints on the same split.
 
-    Returns one row per series × task: ``series`` ("merged", "base", "individual", "average"), ``task``, ``task_title``,
-    ``accuracy`` in [0, 1], ``loss`` (nats, merged only), ``count`` (samples, merged only), ``normalised`` (accuracy ÷
-    the task's own checkpoint's), ``stored_bytes`` (what the merge keeps beside one model; merged only), ``split``.
+    Returns one row per series × task: ``series`` ("merged", "base", "individual", "average", and "mtl" where the card
+    has one model trained on all tasks), ``task``, ``task_title``, ``accuracy`` in [0, 1], ``loss`` (nats, merged only),
+    ``count`` (samples, merged only), ``normalised`` (accuracy ÷ the task's own checkpoint's), ``stored_bytes`` (what
+    the merge keeps beside one model; merged only), ``split``.
     """
     titles = names.task_titles(trace.tasks, card)
     own = trace.reference.get("individual", {}).get(split, {})

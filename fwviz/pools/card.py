@@ -21,6 +21,7 @@ from fwviz.types import SPLITS, CheckpointCard, FileCard, FwvizError, PoolCard, 
 
 KINDS = ("own", "weak", "half_classes", "noisy_labels", "foreign_base")
 ROWS = ("base", "individual")
+MORE_ROWS = ("mtl",)  # one model trained on all tasks: a card may lack it
 SCORED: tuple[str, ...] = ("validation", "test")
 
 _MAX_BYTES = 4 << 20  # of pool.yaml
@@ -181,7 +182,9 @@ def _task(node: Node, root: Path) -> TaskCard:
         prompts=_prompts(node),
         splits={split: _file(splits.node(split), root) for split in SPLITS},
         chance=node.fraction("chance"),
-        accuracy={row: accuracy.node(row).accuracy() for row in ROWS},
+        accuracy={
+            row: accuracy.node(row).accuracy() for row in (*ROWS, *MORE_ROWS) if row in ROWS or row in accuracy.value
+        },
         source=node.text("source", 2000),
         licence=node.text("licence", 500),
         tags=node.texts("tags", 64, 100, least=0) if "tags" in node.value else (),

@@ -19,7 +19,7 @@ from fwviz.tasks.evaluators import Evaluator
 from fwviz.tasks.objectives import CalibrationObjective
 from fwviz.types import FwvizError, ParamLayout, PoolCard, Problem, Split
 
-REFERENCE_ROWS = ("base", "individual")
+REFERENCE_ROWS = ("base", "individual", "mtl")
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,8 @@ def describe(assembly: Assembly) -> Trace:
         for split in ("validation", "test"):
             known = {task: card.task(task).accuracy.get(row, {}) for task in assembly.recipe.tasks}
             reference[row][split] = {task: values[split] for task, values in known.items() if split in values}
+    if not any(reference["mtl"].values()):
+        del reference["mtl"]
     return Trace(
         id="",
         recipe=assembly.recipe,

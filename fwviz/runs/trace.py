@@ -127,8 +127,8 @@ class Trace:
     """A recorded run, finished or not.
 
     ``groups`` maps granularity → group names, ``group_sizes`` → parameters per group. ``reference`` maps
-    row ("base", "individual") → split → task → accuracy, as the pool card has it. ``status`` is "running" while
-    the run is under way and "failed" if it was cut off.
+    row ("base", "individual", and "mtl" where the card has it) → split → task → accuracy. ``status`` is "running"
+    while the run is under way and "failed" if it was cut off.
     """
 
     id: str
