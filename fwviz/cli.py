@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fwviz.runs.recipe import Recipe
     from fwviz.runs.trace import Frame, Trace
 
-BENCHES = ("kernels", "layerwise", "memory", "scaling", "speed")
+BENCHES = ("kernels", "layerwise", "memory", "methods", "scaling", "speed")
 MAX_RECIPE_FILE = 1 << 20
 
 
@@ -341,7 +341,7 @@ def _train_pool(argv: Sequence[str]) -> int:
 
 
 def _bench(argv: Sequence[str]) -> int:
-    """measure: kernels, memory or scaling"""
+    """measure: kernels, memory, methods, scaling or speed"""
     if not argv or argv[0] not in BENCHES:
         print(f"usage: fwviz bench {{{','.join(BENCHES)}}} …", file=sys.stderr)
         return 2
