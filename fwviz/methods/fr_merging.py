@@ -16,14 +16,16 @@ class Settings:
 
     mode: str = _frequency.mode_setting()
     band: str = _frequency.band_setting()
-    cutoff: float = _frequency.cutoff_setting(0.1)
+    cutoff: float = _frequency.cutoff_setting(0.05)
     upper_cutoff: float = _frequency.upper_cutoff_setting()
     ratio: float = _frequency.ratio_setting()
     side: str = _frequency.side_setting()
     filter_tensors: str = _frequency.tensors_setting()
     others: str = _frequency.others_setting("base")
-    weights: str = _frequency.weights_setting("uniform")
-    scale: float = _scale.scale_setting(0.3, "Factor on the weighted sum of filtered task vectors.")
+    weights: str = _frequency.weights_setting("equalised")
+    scale: float = _scale.scale_setting(
+        0.2, "Factor on the weighted sum of filtered task vectors; the paper has 0.7 for 8 ViTs."
+    )
     scale_search: str = _scale.search_setting()
     scale_points: int = _scale.points_setting()
     scale_most: float = _scale.most_setting(1.0)
