@@ -42,7 +42,7 @@ VARIANTS = (
     Variant("task arithmetic, scale searched", "task_arithmetic", {"scale_search": "calibration"}),
     Variant("TIES, scale searched", "ties", {"scale_search": "calibration"}),
     Variant("FR-Merging, scale searched", "fr_merging", {"scale_search": "calibration"}),
-    Variant("FR-Merging, official", "fr_merging", {"mode": "official", "weights": "equalised", "scale": 0.7}),
+    Variant("FR-Merging, official", "fr_merging", {"mode": "official", "scale": 0.7}),
     Variant("FW-soft, official", "fw_soft", {"inner": "official", "max_steps": 3}),
     Variant("FW-soft, hull_scale 2", "fw_soft", {"hull_scale": 2.0}),
     Variant("AdaMerging, task-wise", "adamerging", {"granularity": "model"}),
