@@ -206,7 +206,7 @@ def frequency_delta(vectors: TaskVectors, passing: Filter, *, filter_tensors: st
     """
     layout = vectors.layout
     chosen = filtered_tensors(layout, filter_tensors)
-    shares = _shares(vectors, chosen) if weights == "proportional" else [1.0] * vectors.n
+    shares = magnitude_shares(vectors, chosen) if weights == "proportional" else [1.0] * vectors.n
     delta = torch.zeros(layout.size, device=vectors.base.device)
 
     def one(j: int) -> None:
@@ -229,7 +229,7 @@ def frequency_delta(vectors: TaskVectors, passing: Filter, *, filter_tensors: st
     return delta
 
 
-def _shares(vectors: TaskVectors, chosen: frozenset[int]) -> list[float]:
+def magnitude_shares(vectors: TaskVectors, chosen: frozenset[int]) -> list[float]:
     """mean|τᵢ| / Σ_k mean|τ_k| over the chosen tensors; all equal where nothing differs from the base."""
     bounds = [pair for j, pair in enumerate(pairwise(vectors.layout.offsets)) if j in chosen]
     sums = [_magnitude(vectors, i, bounds) for i in range(vectors.n)]

@@ -96,8 +96,8 @@ def rescaler(tau: Tensor, mask: Tensor, unified: Tensor, layout: ParamLayout, ru
     """λ_t of one task vector (P,), its mask (P,) and the elected one (P,); 1 if the mask keeps nothing."""
     own, kept = tau.abs(), (unified * mask).abs_()
     if rule == "paper":
-        ratio = (own.double().sum(), kept.double().sum())
+        top, bottom = float(own.double().sum()), float(kept.double().sum())
     else:
-        sizes = [stop - start for start, stop in layout.groups("tensor").ranges()]
-        ratio = tuple(torch.stack([p.double().mean() for p in part.split(sizes)]).sum() for part in (own, kept))
-    return float(ratio[0] / ratio[1]) if float(ratio[1]) > 0 else 1.0
+        bounds = list(layout.groups("tensor").ranges())
+        top, bottom = (sum(float(part[a:b].double().mean()) for a, b in bounds) for part in (own, kept))
+    return top / bottom if bottom > 0 else 1.0

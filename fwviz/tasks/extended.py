@@ -37,7 +37,7 @@ def extended_features(
 
     Inputs with the same shares are encoded together, so the tower's weights change once per distinct row of shares
     instead of once per input. ``backbone`` is bound and its lock held; it is left with the weights of some expert.
-    ``inputs`` maps task → (N, …) as the backbone takes them. None once ``should_stop``, asked before each pass, says yes.
+    ``inputs`` maps task → (N, …) as the backbone takes them. None if ``should_stop``, asked before each pass, says yes.
     """
     assert backbone.flat is not None
     theta = theta.to(backbone.flat.theta.device, backbone.flat.theta.dtype)

@@ -16,7 +16,7 @@ CHOICES: tuple[Choice, ...] = ("hard", "soft")
 _HIDDEN = 64
 _UPDATES = 300
 _RATE = 1e-2
-_DECAY = 1e-2
+_DECAY = 1.0  # strong: there are few samples for so many weights
 _FIRST = 8.0  # unit features have small entries; this brings their projections to order one
 
 

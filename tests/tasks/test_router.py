@@ -48,7 +48,7 @@ def test_soft_shares_follow_the_two_most_likely() -> None:
     top = p.topk(2).values.sum(1, keepdim=True)
     kept = shares > 0
     assert ((shares - p / top).abs()[kept] <= 1 / 16 + 1e-6).all()
-    assert (p.argmax(1) == shares.argmax(1)).float().mean() > 0.9
+    assert (shares.gather(1, p.argmax(1, keepdim=True)) >= 0.5).all()
 
 
 def test_the_same_seed_trains_the_same_router() -> None:
