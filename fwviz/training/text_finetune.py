@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fwviz.training.text_tasks import TextSplit, TextTask
 
+HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 MAX_TOKENS = 64
 SCALE = 20.0
 """Logits are this times the cosine between a sentence and a class, as the base was trained with."""
@@ -91,6 +92,7 @@ def train_adapter(
         r=plan.rank, lora_alpha=plan.alpha, target_modules=list(plan.targets), task_type=TaskType.FEATURE_EXTRACTION
     )
     model = get_peft_model(encoder, config).eval()
+    model.peft_config["default"].base_model_name_or_path = HUB_ID  # not where it lay on this machine
     live = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(live, lr=plan.rate, weight_decay=0.0)
     rng = np.random.default_rng([seed, 2])
