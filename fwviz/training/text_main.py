@@ -190,7 +190,7 @@ def _write_task(
             "sha256": cards.sha256(path),
         }
     package = next(item for item in fetched if item.package.name == task.package)
-    unknown = {split: 0.0 for split in ("validation", "test")}
+    unknown = dict.fromkeys(("validation", "test"), 0.0)
     return {
         "id": task.id,
         "title": task.title,

@@ -12,7 +12,6 @@ import io
 import json
 import re
 import tarfile
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +108,7 @@ def draw_texts(task: TextTask, folders: Mapping[str, Path]) -> dict[str, TextSpl
     seen = set()
     for text, label, key in task.read(folders):
         text = " ".join(text.split()[:MAX_WORDS])
-        if not 2 <= len(text.split()) or text.lower() in seen:
+        if len(text.split()) < 2 or text.lower() in seen:
             continue
         seen.add(text.lower())
         by_role[_role(f"{task.id}:{key}")][label].append((_digest(f"{task.id}:{text}"), text, key))
