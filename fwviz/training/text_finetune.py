@@ -112,6 +112,6 @@ def train_adapter(
         torch.nn.utils.clip_grad_norm_(live, 1.0)
         optimiser.step()
     if out is not None:
-        model.half().save_pretrained(out, safe_serialization=True)
+        model.half().save_pretrained(str(out), safe_serialization=True)
         model.float()
     return model
