@@ -265,17 +265,22 @@ def _lens(argv: Sequence[str]) -> int:
         _add_recipe_options(parser, argv, method="weight_average")
         parser.add_argument("--at", metavar="RUN", help="look from a frame of this run, not from the base")
         parser.add_argument("--frame", type=int, default=-1, help="index of that frame, negative from the end (-1)")
+        if "traces" in parameters:
+            parser.add_argument("--traces", nargs="+", default=[], metavar="RUN", help="runs to place in the picture")
     else:
         count = "+" if "traces" in parameters else None
         parser.add_argument("run", metavar="RUN", nargs=count, help="id of a recorded run")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="run store (FWVIZ_RUNS or ~/.cache/fwviz/runs)")
     options_of_lens = {n: p.default for n, p in parameters.items() if isinstance(p.default, bool | int | float | str)}
+    shared = {"seed"} & set(options_of_lens) if "assembly" in parameters else set()  # one flag for recipe and lens
     for option, default in options_of_lens.items():
-        parser.add_argument(_flag(option), dest=f"lens_{option}", default=default, help=f"({default})")
+        if option not in shared:
+            parser.add_argument(_flag(option), dest=f"lens_{option}", default=default, help=f"({default})")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write a .csv, or a .html with a chart")
     parser.add_argument("--chart", help=f"chart of the .html file, one of: {', '.join(entries('charts'))}")
     options = parser.parse_args(argv)
-    chosen = {n: _parse_like(n, getattr(options, f"lens_{n}"), default) for n, default in options_of_lens.items()}
+    given = {n: getattr(options, n if n in shared else f"lens_{n}") for n in options_of_lens}
+    chosen = {n: _parse_like(n, d if given[n] is None else given[n], d) for n, d in options_of_lens.items()}
     if options.out is not None and options.out.suffix not in (".csv", ".html"):
         raise FwvizError(f"{options.out.name} ends neither in .csv nor in .html: name one of the two.")
     chart = _chart_of(name, options.chart) if options.out is not None and options.out.suffix == ".html" else None
@@ -484,22 +489,32 @@ def _lens_sources(parameters: Sequence[str], options: argparse.Namespace) -> dic
     from fwviz.pools.open import open_pool
     from fwviz.runs.assemble import assemble
     from fwviz.runs.export import merged_weights
-    from fwviz.runs.store import RunStore
 
-    store = RunStore(options.runs)
     if "assembly" not in parameters:
-        traces = [store.load(run_id) for run_id in ([options.run] if "trace" in parameters else options.run)]
+        traces = [_trace(run_id, options) for run_id in ([options.run] if "trace" in parameters else options.run)]
         sources: dict[str, Any] = {"trace": traces[0]} if "trace" in parameters else {"traces": traces}
         if "card" in parameters:
             sources["card"] = open_pool(traces[0].recipe.pool).card
         return sources
+    placed = {"traces": [_trace(run_id, options) for run_id in options.traces]} if "traces" in parameters else {}
     if options.at is None:
-        return {"assembly": assemble(_recipe(options))}
-    trace = store.load(options.at)
+        return {"assembly": assemble(_recipe(options)), **placed}
+    trace = _trace(options.at, options)
     assembly = assemble(trace.recipe)
     if "theta" not in parameters:
-        return {"assembly": assembly}
-    return {"assembly": assembly, "theta": merged_weights(trace, options.frame, assembly)}
+        return {"assembly": assembly, **placed}
+    return {"assembly": assembly, "theta": merged_weights(trace, options.frame, assembly), **placed}
+
+
+def _trace(run_id: str, options: argparse.Namespace) -> Trace:
+    """A run of the store, or else a recording that ships with fwviz."""
+    from fwviz.runs.store import RunStore
+    from fwviz.ui.library import recordings_root
+
+    recordings = RunStore(recordings_root())
+    if options.runs is None and run_id in recordings.ids():
+        return recordings.load(run_id)
+    return RunStore(options.runs).load(run_id)
 
 
 def _last(made: Any) -> Any:

@@ -139,17 +139,25 @@ def _decorator(kind: str, title: str, settings: type | None, facts: Mapping[str,
 
 
 def merge_method(
-    title: str, settings: type, *, data: str, paper: str, reference: str, convex: bool = False
+    title: str,
+    settings: type,
+    *,
+    data: str,
+    paper: str,
+    reference: str,
+    convex: bool = False,
+    extends: bool = False,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Callable[..., Any]:
     """Register a generator ``(Problem, Settings) -> Iterator[Step]`` as a merge method.
 
     ``data`` is what it needs with its default settings: "none", "labels" (calibration) or "inputs" (unlabelled).
-    ``convex`` says that with its
-    default settings copies of one checkpoint merge to that checkpoint's segment to the base.
+    ``convex`` says that with its default settings copies of one checkpoint merge to that checkpoint's segment to the
+    base; ``extends`` that its result is more than one set of weights (experts, masks, feature maps). ``presets`` are
+    named settings worth a click: title → what differs from the defaults.
     """
-    return _decorator(
-        "methods", title, settings, {"data": data, "paper": paper, "reference": reference, "convex": convex}
-    )
+    facts = {"data": data, "paper": paper, "reference": reference, "convex": convex, "extends": extends}
+    return _decorator("methods", title, settings, {**facts, "presets": presets or {}})
 
 
 def lens(title: str, *, question: str) -> Callable[..., Any]:

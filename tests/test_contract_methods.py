@@ -213,6 +213,7 @@ def test_permuting_the_pool_permutes_the_coefficients(method: Entry, problem: Pr
 def test_parts_are_saved_as_they_are_counted(method: Entry, problem: Problem, tmp_path: Path) -> None:
     """An extension has bytes, all of them in its files, and is the same when it comes back."""
     last = copied(method.run(problem, short(method)))[-1]
+    assert (last.extension is not None) == method.facts["extends"]
     if last.extension is None:
         pytest.skip("the merge is one model")
     save_extension(tmp_path, last.extension)
@@ -304,6 +305,9 @@ def test_docstrings_give_equation_and_source(method: Entry) -> None:
     assert method.facts["reference"]
     assert method.facts["paper"]
     assert method.facts["data"] in ("none", "labels", "inputs")
+    for title, changes in method.facts["presets"].items():
+        assert title
+        parse_settings(method.settings, changes)
 
 
 def test_each_file_registers_one_method_named_like_it() -> None:

@@ -117,7 +117,6 @@
     function take() {
       const next = fwviz.parse(props.value, null);
       if (!next || next.v <= value.v) return;
-      if (!value.v) fwviz.openTab();
       value = next;
       const now = JSON.stringify([next.checkpoints, next.layers]);
       if (now !== lists) {

@@ -112,18 +112,40 @@
 
     // --- method and settings ---------------------------------------------------------------------
     function drawMethod() {
-      const select = el("select", { id: "fw-method", onchange: () => setMethod(select.value) }, ...value.methods.map((m) => el("option", { value: m.name }, m.title)));
+      const select = el("select", { id: "fw-method", onchange: () => setMethod(select.value) }, ...value.groups.map((group) => el("optgroup", { label: group }, ...value.methods.filter((m) => m.group === group).map((m) => el("option", { value: m.name, title: m.summary }, m.title)))));
       parts.method = select;
       parts.methodDoc = el("p", { class: "fw-help" });
+      parts.paper = el("p", { class: "fw-help fw-paper" });
+      parts.presets = el("div", { class: "fw-presets", role: "group", "aria-label": "Presets of the method" });
       parts.settings = el("div", { class: "fw-settings" });
-      return section("method", "Method", el("label", { class: "fw-sr", for: "fw-method" }, "Merge method"), select, parts.methodDoc, parts.settings);
+      return section("method", "Method", el("label", { class: "fw-sr", for: "fw-method" }, "Merge method"), select, parts.methodDoc, parts.paper, parts.presets, parts.settings);
     }
 
-    function setMethod(name) {
+    // Named settings of the method: over its defaults, one click.
+    function drawPresets(method) {
+      const same = (changes) => method.settings.every((s) => recipe.settings[s.name] === (changes[s.name] ?? s.default));
+      parts.presets.replaceChildren(
+        ...method.presets.map(([title, changes]) =>
+          el(
+            "button",
+            {
+              type: "button",
+              "aria-pressed": String(same(changes)),
+              onclick: () => {
+                setMethod(method.name, changes);
+              },
+            },
+            title,
+          ),
+        ),
+      );
+    }
+
+    function setMethod(name, changes = {}) {
       const method = value.methods.find((m) => m.name === name);
       recipe.method = name;
       if (name !== "given_coefficients") delete recipe.coefficients;
-      recipe.settings = Object.fromEntries(method.settings.map((s) => [s.name, s.default]));
+      recipe.settings = { ...Object.fromEntries(method.settings.map((s) => [s.name, s.default])), ...changes };
       drawSettings();
       fill();
       edited("method");
@@ -157,6 +179,7 @@
       const where = () => home || recipe.settings;
       const set = (next) => {
         where()[spec.name] = next;
+        drawPresets(value.methods.find((m) => m.name === recipe.method));
         applies();
         edited(spec.name);
       };
@@ -232,6 +255,8 @@
       parts.method.value = recipe.method;
       const method = value.methods.find((m) => m.name === recipe.method);
       parts.methodDoc.textContent = method.summary;
+      parts.paper.textContent = method.paper;
+      drawPresets(method);
       for (const { field } of parts.fields) field.fill();
       applies();
       chips();

@@ -85,19 +85,16 @@
     fwviz.setQuery(changes);
   };
 
-  // gradio may tell of the first tab that shows, too: until the tab of the link is open, no other counts.
+  // gradio tells of the first tab that shows, too: until the tab of the link is open, only a person's choice counts.
   const FIRST_TAB = "relevance";
   let wantedTab = fwviz.query().get("tab");
+  const byHand = (event) => event.target.closest?.("#fw-tabs > .tab-wrapper") && (wantedTab = null);
+  for (const gesture of ["pointerdown", "keydown", "click"]) document.addEventListener(gesture, byHand, true);
   fwviz.chosenTab = (name) => {
     if (wantedTab && wantedTab !== name) return;
     wantedTab = null;
     fwviz.setQuery({ tab: name === FIRST_TAB ? null : name });
     fwviz.tellTab?.(name);
-  };
-  fwviz.openTab = () => {
-    const button = wantedTab && document.getElementById(`fw-tab-${CSS.escape(wantedTab)}-button`);
-    if (!button || button.getAttribute("aria-selected") === "true") wantedTab = null;
-    else button.click();
   };
 
   // --- for teachers: embed=1 shows the charts of the tab alone, hide= leaves parts of the page out ------

@@ -44,6 +44,7 @@ class Settings:
     data="labels",
     paper="EMR-Merging: tuning-free high-performance model merging",
     reference="Huang et al., NeurIPS 2024, arXiv:2405.17461",
+    extends=True,
 )
 def emr(problem: Problem, settings: Settings) -> Iterator[Step]:
     """Elect, mask, rescale: θ_t = θ₀ + λ_t·M_t ⊙ τ_uni, with the backbone θ = θ₀ + τ_uni.

@@ -119,6 +119,7 @@ class Settings:
     data="labels",
     paper="FW-Merging",
     reference="Chen et al., ICCV 2025, arXiv:2503.12649, algorithm 1",
+    presets={"As in the paper": {}, "Hull stretched by 2 (ours)": {"hull_scale": 2.0}},
 )
 def fw_hard(problem: Problem, settings: Settings) -> Iterator[Step]:
     """Frank–Wolfe over the hull of base, checkpoints and initial solution, one vertex per group and iteration.

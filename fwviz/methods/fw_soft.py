@@ -112,6 +112,7 @@ class Settings:
     paper="FW-Merging",
     reference="Chen et al., ICCV 2025, arXiv:2503.12649, eq. 9",
     convex=True,
+    presets={"As in the paper": {}, "Hull stretched by 2 (ours)": {"hull_scale": 2.0}},
 )
 def fw_soft(problem: Problem, settings: Settings) -> Iterator[Step]:
     """Frank–Wolfe with the soft oracle: the best vertices of each task, and the best way to combine them.

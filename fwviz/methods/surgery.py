@@ -56,6 +56,7 @@ class Settings:
     data="inputs",
     paper="Representation surgery for multi-task model merging",
     reference="Yang et al., ICML 2024, arXiv:2402.02705",
+    extends=True,
 )
 def surgery(problem: Problem, settings: Settings) -> Iterator[Step]:
     """Bend the merged features back to the task's own: f̂ = f − up_t·relu(down_t·f), f the features at the merged θ.

@@ -48,6 +48,7 @@ class Settings:
     data="labels",
     paper="Twin-Merging: dynamic integration of modular expertise in model merging",
     reference="Lu et al., NeurIPS 2024, arXiv:2406.15479",
+    extends=True,
 )
 def twin(problem: Problem, settings: Settings) -> Iterator[Step]:
     """Shared and exclusive knowledge: θ(x) = θ* + Σ_t w_t(x)·SVD_r(θ_t − θ*), θ* = θ₀ + (scale/n)·Σᵢ τᵢ.

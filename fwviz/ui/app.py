@@ -16,6 +16,7 @@ from fwviz.runs.store import RunStore
 from fwviz.types import FwvizError
 from fwviz.ui import exports, state, web
 from fwviz.ui.desk import Desk, Messages
+from fwviz.ui.hardware import runner
 from fwviz.ui.jobs import JobBoard
 from fwviz.ui.library import Library, recordings_root
 from fwviz.ui.panels.editor import make_editor
@@ -76,7 +77,7 @@ def build_demo(desk: Desk | None = None) -> gr.Blocks:
                 with gr.Column(elem_id="fw-deck"):
                     parts["scrubber"] = make_scrubber()
                     parts["pins"] = make_pins()
-                with gr.Tabs(elem_id="fw-tabs"):
+                with gr.Tabs(elem_id="fw-tabs") as tabs:
                     for tab in TABS.values():
                         with gr.Tab(tab.title, id=tab.id, elem_id=f"fw-tab-{tab.id}") as tab_items[tab.id]:
                             make_lead(tab)
@@ -92,14 +93,14 @@ def build_demo(desk: Desk | None = None) -> gr.Blocks:
             apply_default_css=False,
             head=web.scripts(),
         )
-        _wire(demo, desk, parts, tab_items, boot)
+        _wire(demo, desk, parts, tabs, tab_items, boot)
     demo.queue(max_size=32, default_concurrency_limit=4)
     return demo
 
 
 def make_desk() -> Desk:
     """A desk over the run store of this machine."""
-    board = JobBoard(RunStore())
+    board = JobBoard(RunStore(), execute=runner())
     return Desk(board, Library(board, RunStore(recordings_root())))
 
 
@@ -107,6 +108,7 @@ def _wire(
     demo: gr.Blocks,
     desk: Desk,
     parts: Mapping[str, gr.HTML],
+    tabs: gr.Tabs,
     tab_items: Mapping[str, gr.Tab],
     boot: gr.Textbox,
 ) -> None:
@@ -144,8 +146,13 @@ def _wire(
     async def open_page(opening: str, request: gr.Request) -> AsyncIterator[dict[Any, Any]]:
         session = desk.sessions.get(request.session_hash)
         asked = functools.partial(desk.open, session, state.parse_opening(opening))
+        first: dict[Any, Any] = {}
         async for messages in _follow(desk, session, asked):
-            yield spread(messages)
+            if not first:  # the tab of the link
+                first = {tabs: gr.Tabs(selected=session.tab)}
+                yield {**spread(messages), **first}
+            else:
+                yield spread(messages)
 
     async def rank(event: gr.EventData, request: gr.Request) -> AsyncIterator[dict[Any, Any]]:
         session = desk.sessions.get(request.session_hash)
@@ -153,7 +160,8 @@ def _wire(
             yield spread(messages)
 
     streams: dict[str, Any] = {"concurrency_limit": None, "trigger_mode": "multiple", **quiet}
-    demo.load(open_page, boot, **streams, js=_BOOT)
+    opened = {"outputs": [*outputs, tabs], "api_name": "open", "api_visibility": "undocumented"}
+    demo.load(open_page, boot, **(streams | opened), js=_BOOT)
     parts["form"].edit(rank, None, **{**quiet, "trigger_mode": "always_last"})
     parts["form"].pool(once(lambda d, s, o, e: d.choose_pool(e)), None, **quiet)
     parts["runbar"].run(

@@ -298,7 +298,7 @@ class Desk:
             return
         for picture in TABS[session.tab].pictures:
             if picture.auto and not picture.unless(shown):
-                self.measured.begin(picture.call(shown), shown, session.id)
+                self.measured.begin(picture, shown, session.id)
 
     def edit(self, session: Session, data: Any) -> Messages:
         """Coefficients changed by hand: the merge they make, judged on the quick subset."""
@@ -430,7 +430,7 @@ class Desk:
         if problem:
             raise FwvizError(problem)
         if picture.long:
-            self.measured.begin(picture.call(shown), shown, session.id)
+            self.measured.begin(picture, shown, session.id)
         else:
             self.measured.call(picture.call(shown), shown)
         return self.charts(session, [name], shown)

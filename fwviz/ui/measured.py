@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from fwviz.registry import entry
 from fwviz.runs.recipe import Recipe
+from fwviz.runs.store import RunStore
 from fwviz.runs.trace import Trace
 from fwviz.types import FwvizError
 from fwviz.ui.by_hand import ByHand
 from fwviz.ui.jobs import JobBoard
 from fwviz.ui.measuring import MeasureBoard, Measurement, Work
-from fwviz.ui.pictures import Call, Shown
+from fwviz.ui.pictures import Call, Picture, Shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +39,7 @@ class Measurements:
 
     def __init__(self, board: JobBoard) -> None:
         self.board = MeasureBoard(board)
+        self._store = board.store
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
         self._assemblies: OrderedDict[Hashable, Assembly] = OrderedDict()
         self._lock = threading.Lock()
@@ -69,9 +71,11 @@ class Measurements:
             raise FwvizError(found.said)
         raise FwvizError(ask if found is None or found.ended else "The first numbers are on their way.")
 
-    def begin(self, call: Call, shown: Shown, owner: str) -> Measurement:
-        """Have a long lens measured in the background, with an assembly of its own."""
-        return self.board.ask(call.key(shown), owner, _work(call, shown))
+    def begin(self, picture: Picture, shown: Shown, owner: str) -> Measurement:
+        """Have what a picture draws measured in the background, with an assembly of its own."""
+        call = picture.call(shown)
+        grow = picture.grow or entry("lenses", call.lens).run
+        return self.board.ask(call.key(shown), owner, _work(call, grow, shown, self._store))
 
     def edit(self, shown: Shown, hand: ByHand) -> Edit:
         """The merge of these coefficients, rebuilt and judged."""
@@ -150,15 +154,16 @@ def _records(call: Call, shown: Shown) -> dict[str, Any]:
     return {"traces": call.traces(shown)} if call.at == "runs" else {}
 
 
-def _work(call: Call, shown: Shown) -> Work:
+def _work(call: Call, grow: Callable[..., Iterator[pd.DataFrame]], shown: Shown, store: RunStore) -> Work:
     def work(check: Callable[[], None]) -> Iterator[pd.DataFrame]:
         from fwviz.runs.assemble import assemble
 
         check()
         assembly = assemble(shown.trace.recipe, check=check)
-        lens = entry("lenses", call.lens).run
-        sources = {"assembly": assembly, **_weights(call, shown.trace, shown.index, assembly)}
-        yield from lens(**sources, **_records(call, shown), **call.options)
+        sources: dict[str, Any] = {"assembly": assembly, **_weights(call, shown.trace, shown.index, assembly)}
+        if "store" in inspect.signature(grow).parameters:  # what is run for the picture is kept like any run
+            sources["store"] = store
+        yield from grow(**sources, **_records(call, shown), **call.options)
 
     return work
 

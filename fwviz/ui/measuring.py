@@ -61,7 +61,7 @@ class Measurement:
 class MeasureBoard:
     """At most one measurement per page and ``waiting`` in all; ``patience`` seconds without a look end one."""
 
-    def __init__(self, board: JobBoard, *, waiting: int = 8, patience: float = 5.0, kept: int = 48) -> None:
+    def __init__(self, board: JobBoard, *, waiting: int = 8, patience: float = 20.0, kept: int = 48) -> None:
         self._board = board
         self._waiting = waiting
         self._patience = patience
@@ -144,7 +144,9 @@ class MeasureBoard:
                         measurement.table = table
                         done, total = table.attrs.get("done", 0), table.attrs.get("total", 0)
                         measurement.progress = done / total if total else 0.0
+                        running = table.attrs.get("running", "")
                         measurement.said = f"{done} of {total} {table.attrs.get('what', 'points')}" if total else ""
+                        measurement.said += f", now {running}" if running else ""
                         measurement.version += 1
                 finally:
                     close = getattr(tables, "close", None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -123,7 +123,8 @@ class Picture:
     ``table`` makes it. ``needs`` lists what changes it, names of controls included; ``options`` are those of the chart.
     A ``long`` picture is measured in the background when a person asks for it, and drawn while it grows; ``ask`` stands
     there until then, and with ``auto`` opening the tab is asking. ``action`` is a button of the card: (label, what it
-    does). ``unless`` says why there is nothing to draw, if so.
+    does). ``grow`` yields the growing table where the lens itself only returns the whole. ``unless`` says why there is
+    nothing to draw, if so.
     """
 
     chart: str
@@ -134,6 +135,7 @@ class Picture:
     wide: bool = False
     long: bool = False
     auto: bool = False
+    grow: Callable[..., Iterator[pd.DataFrame]] | None = None
     ask: str = "Press Measure: the picture grows while it is measured."
     action: tuple[str, str] | None = None
     unless: Callable[[Shown], str] = lambda shown: ""

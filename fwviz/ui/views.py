@@ -161,6 +161,8 @@ def tiles(trace: Trace, index: int) -> list[tuple[str, str, str]]:
         )
     made.append(("Time", f"{frame.seconds:.1f} s", "of this run, pauses left out"))
     made.append(("Extra memory", _bytes(frame.peak_memory_bytes), "peak of the process"))
+    if frame.stored_bytes:
+        made.append(("Stored beside the weights", _bytes(frame.stored_bytes), "experts, masks, maps and router"))
     made.append(("Checkpoint data read", _bytes(frame.bytes_read), f"{len(trace.checkpoints)} checkpoints"))
     return made
 

@@ -20,7 +20,7 @@ from fwviz.ui.jobs import JobBoard
 from fwviz.ui.library import Library
 from fwviz.ui.pictures import Call
 from fwviz.ui.state import Opening, Session, View, parse_opening
-from fwviz.ui.tabs import TABS
+from fwviz.ui.tabs import PICTURES, TABS
 
 # One update of one chart stays small enough for a slow line; a whole page of charts is a few of these.
 MOST_BYTES = 48 * 1024
@@ -103,18 +103,24 @@ def test_every_chart_of_every_tab_draws_and_its_table_can_be_had(desk: Desk, poo
     store = desk.board.store
     execute(recipe_for(pool_id, method="weight_average", settings={}), writer=store.create(recipe_for(pool_id)))
     session.compare = (*session.compare, View("run", store.ids()[0]))
+    session.values = {
+        "landscape": {"relief": True, "resolution": 5},
+        "scaling": {"methods": "weight_average,task_arithmetic,ties"},
+    }
     for tab in TABS:
         session.tab = tab
         shown = desk.shown(session)
         assert shown is not None
         for picture in TABS[tab].pictures:
-            if picture.action or picture.long:
+            if (picture.action or picture.long) and not picture.unless(shown):
                 desk.measure(session, picture.chart)
-            while (measuring := desk.measuring(session)) is not None:
-                assert not measuring.ended
+            while desk.measuring(session) is not None:
                 time.sleep(0.02)
         for name, text in desk.charts(session, views.charts_of(tab), shown).items():
             payload = json.loads(text)
+            if PICTURES[name].unless(shown):
+                assert payload["note"] == PICTURES[name].unless(shown)
+                continue
             assert payload["figure"] is not None, (name, payload["note"])
             assert payload["figure"]["data"], name
             assert payload["summary"], name

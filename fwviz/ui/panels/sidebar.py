@@ -27,6 +27,10 @@ _HINTS = {
 }
 
 
+# Headings of the methods, in order.
+GROUPS = ("Without data", "With a few labels per task", "With unlabelled inputs", "Experts, masks and routers")
+
+
 def make_form() -> gr.HTML:
     """Pool, tasks, checkpoints, method and settings. Events: ``edit`` {recipe, what} and ``pool`` {pool}."""
     return gr.HTML(
@@ -125,6 +129,7 @@ def form_value(
         pool=pool,
         pools=[{"id": name, "title": title} for name, title in pools],
         methods=[_method(item) for item in entries("methods").values()],
+        groups=list(GROUPS),
         general=_general(),
         recipe=recipe.to_dict(),
         relevance={task: list(ranking) for task, ranking in relevance.items()},
@@ -146,7 +151,22 @@ def relevance_value(relevance: Mapping[str, Sequence[str]], query: str | None = 
 def _method(item: Entry) -> dict[str, Any]:
     summary = item.doc.split("\n\n")[0].replace("\n", " ")
     settings = [] if item.settings is None else [_setting(spec) for spec in describe_settings(item.settings)]
-    return {"name": item.name, "title": item.title, "summary": summary, "settings": settings}
+    return {
+        "name": item.name,
+        "title": item.title,
+        "summary": summary,
+        "group": _group(item),
+        "paper": f"{item.facts['paper']}, {item.facts['reference']}",
+        "settings": settings,
+        "presets": [[title, dict(changes)] for title, changes in item.facts["presets"].items()],
+    }
+
+
+def _group(item: Entry) -> str:
+    """Under which heading the picker lists a method: by what it needs, and by what its result is."""
+    if item.facts["extends"]:
+        return GROUPS[-1]
+    return {"none": GROUPS[0], "labels": GROUPS[1], "inputs": GROUPS[2]}[item.facts["data"]]
 
 
 def _setting(spec: SettingSpec) -> dict[str, Any]:

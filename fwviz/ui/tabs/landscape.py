@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from fwviz.types import FwvizError
-from fwviz.ui.controls import Control, choice, number
+from fwviz.ui.controls import Control, choice, number, switch
 from fwviz.ui.measured import Measurements
 from fwviz.ui.pictures import Call, Picture, Shown, Tab
 
@@ -51,6 +51,7 @@ def _controls(shown: Shown) -> tuple[Control, ...]:
             [("0", "as they are"), ("0.1", "without the coarse part")],
             help="A high-pass filter at radial frequency 0.1 on every matrix of the task vectors of the plane.",
         ),
+        switch("relief", "3-D relief", False, "Raise the map into the third dimension."),
         choice("start", "Way from", [("base", "base"), *names]),
         choice("end", "to", [("merge", "the merge shown"), *names]),
         number("resolution", "Points a side", 21, 5, 41, 2, "More points take longer: the time grows with the square."),
@@ -116,6 +117,17 @@ def _plane_problem(shown: Shown) -> str:
     return str(_distinct("first", "second", *(("third",) if shown.text("plane") == "three" else ()))(shown))
 
 
+def _relief_problem(shown: Shown) -> str:
+    wanted = bool(shown.values["relief"])
+    return (
+        _plane_problem(shown) if wanted else "Switch on “3-D relief” above to raise the map into the third dimension."
+    )
+
+
+def _on_plane(shown: Shown, measured: Measurements) -> pd.DataFrame:
+    return _with_runs(_landscape(shown), Call("landscape_points", "runs", _plane(shown)), shown, measured, _ASK)
+
+
 def _until(shown: Shown) -> float:
     """Runs are drawn up to the iteration of the frame shown; at its end, whole."""
     frames = shown.trace.frames
@@ -141,7 +153,7 @@ LANDSCAPE = Tab(
             "landscape_contour",
             _landscape,
             _PLANE_NEEDS,
-            table=lambda s, m: _with_runs(_landscape(s), Call("landscape_points", "runs", _plane(s)), s, m, _ASK),
+            table=_on_plane,
             options=_look,
             long=True,
             auto=True,
@@ -161,10 +173,18 @@ LANDSCAPE = Tab(
             unless=_distinct("first", "second", "third"),
         ),
         Picture(
+            "landscape_surface",
+            _landscape,
+            (*_PLANE_NEEDS, "relief"),
+            table=_on_plane,
+            options=_look,
+            long=True,
+            unless=_relief_problem,
+        ),
+        Picture(
             "interpolation_curve",
             _interpolation,
             ("frame", "start", "end", "task"),
-            wide=True,
             long=True,
             action=_MEASURE,
             unless=_distinct("start", "end"),

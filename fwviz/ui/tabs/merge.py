@@ -36,6 +36,15 @@ def _alone(shown: Shown) -> str:
     return "" if len(shown.compared) > 1 else "Tick two or more runs in the list below to see them side by side."
 
 
+def _no_search(shown: Shown) -> str:
+    searched = any(t.recipe.settings.get("scale_search", "off") != "off" for t in _scales(shown).traces(shown))
+    return "" if searched else "Run a method with its setting “scale search” on: every scale it tries is drawn here."
+
+
+def _scales(shown: Shown) -> Call:
+    return Call("scale_curve", "beside")
+
+
 MERGE = Tab(
     id="merge",
     title="Merge (live)",
@@ -61,5 +70,6 @@ MERGE = Tab(
             wide=True,
             unless=_alone,
         ),
+        Picture("scale_curve", _scales, ("end", "compared"), wide=True, unless=_no_search),
     ),
 )

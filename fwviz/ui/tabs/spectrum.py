@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
 from fwviz.ui.controls import Control, choice, number
 from fwviz.ui.pictures import Call, Picture, Shown, Tab
 
@@ -42,6 +47,28 @@ def _short(tensor: str) -> str:
     return tensor.removeprefix("vision_model.").removeprefix("encoder.").removesuffix(".weight")
 
 
+def _subpools(**sources: Any) -> Iterator[pd.DataFrame]:
+    """The table of ``variance_accuracy`` as it grows."""
+    from fwviz.lenses.variance_accuracy import subpools
+
+    found: list[pd.DataFrame] = []
+    for row in subpools(**sources):
+        found.append(row)
+        table = pd.concat(found, ignore_index=True)
+        table.attrs = {"done": len(found), "total": int(row["planned"].iloc[0]), "what": "sub-pools"}
+        yield table
+
+
+def _responses(**sources: Any) -> Iterator[pd.DataFrame]:
+    """The table of ``filter_response`` as it grows."""
+    from fwviz.lenses.filter_response import CUTOFFS, responses
+
+    total = len(CUTOFFS) * len(str(sources["bands"]).split(","))
+    for done, table in enumerate(responses(**sources), 1):
+        table.attrs = {"done": done, "total": total, "what": "merges"}
+        yield table
+
+
 def _over(shown: Shown) -> dict[str, object]:
     return {"group": shown.text("group"), "cutoff": shown.number("cutoff")}
 
@@ -66,5 +93,21 @@ SPECTRUM = Tab(
         Picture("spectrum_profile", lambda s: Call("spectrum_profile", "pool", _over(s)), ("group", "cutoff")),
         Picture("energy_share", lambda s: Call("spectrum_profile", "pool", _over(s)), ("group", "cutoff")),
         Picture("spectrum_variance", lambda s: Call("spectrum_variance", "pool", _over(s)), ("group", "cutoff")),
+        Picture(
+            "filter_response",
+            lambda s: Call("filter_response", "pool", {"bands": "high,low"}),
+            grow=_responses,
+            long=True,
+            ask="Press Measure: one merge and one test per cutoff, keeping the fine part or the coarse part.",
+            action=("Measure", "Merge with a row of cutoffs and test each"),
+        ),
+        Picture(
+            "variance_accuracy",
+            lambda s: Call("variance_accuracy", "pool", {"size": 3} if len(s.trace.checkpoints) > 3 else {"size": 2}),
+            grow=_subpools,
+            long=True,
+            ask="Press Measure: random sub-pools are merged one after the other.",
+            action=("Measure", "Merge random sub-pools and compare their interference with what they keep"),
+        ),
     ),
 )

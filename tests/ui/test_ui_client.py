@@ -1,0 +1,111 @@
+"""The app from the outside: gradio's own client, yield by yield, and many pages at once."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from fwviz.pools.open import open_pool
+from fwviz.runs.recipe import Recipe
+from fwviz.runs.runner import execute
+from fwviz.runs.store import RunStore
+from fwviz.ui.app import build_demo, launch_settings
+from fwviz.ui.desk import Desk
+from fwviz.ui.jobs import JobBoard
+from fwviz.ui.library import Library
+
+SESSIONS = 50
+MOST_GROWTH = 64e6  # bytes, for fifty pages
+
+
+@pytest.fixture(scope="module")
+def address(tiny_pool_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FWVIZ_POOLS", str(tiny_pool_path.parent))
+        patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+        store = RunStore(tmp_path_factory.mktemp("traces"))
+        card = open_pool(tiny_pool_path.name).card
+        recipe = Recipe.from_dict({"pool": tiny_pool_path.name, "method": "weight_average"}, card)
+        execute(recipe, writer=store.create(recipe))
+        board = JobBoard(RunStore(tmp_path_factory.mktemp("runs")))
+        desk = Desk(board, Library(board, store))
+        demo = build_demo(desk)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        settings = launch_settings(desk) | {"server_port": port, "server_name": "127.0.0.1", "quiet": True}
+        demo.launch(prevent_thread_lock=True, **settings)
+        yield f"http://127.0.0.1:{port}/"
+        demo.close()
+        board.close()
+
+
+def open_page(address: str) -> list[Any]:
+    """Everything one page is sent until nothing more comes."""
+    from gradio_client import Client
+
+    client = Client(address, verbose=False, download_files=False)
+    try:
+        message = json.dumps({"query": {"tab": "merge"}, "width": 1440, "runs": []})
+        job = client.submit(message, api_name="/open")
+        job.result(timeout=120)
+        return list(job.outputs())
+    finally:
+        client.close()
+
+
+def test_a_page_opens_yield_by_yield(address: str) -> None:
+    updates = open_page(address)
+    assert updates, "nothing was sent"
+    said = [text for update in updates for text in update if isinstance(text, str) and text.startswith("{")]
+    charts = [json.loads(text) for text in said if '"figure":{' in text]
+    assert len(charts) >= 3
+    assert all(chart["summary"] for chart in charts)
+
+
+def test_no_event_has_a_public_name(address: str) -> None:
+    from gradio_client import Client
+
+    client = Client(address, verbose=False)
+    try:
+        assert not client.view_api(return_format="dict")["named_endpoints"]
+    finally:
+        client.close()
+
+
+@pytest.mark.slow
+def test_fifty_pages_do_not_swell_the_server(address: str) -> None:
+    open_page(address)
+    process = psutil.Process(os.getpid())
+    gc.collect()
+    before, start = process.memory_info().rss, time.monotonic()
+    gate = threading.BoundedSemaphore(4)
+    problems: list[BaseException] = []
+
+    def visit() -> None:
+        with gate:
+            try:
+                assert open_page(address)
+            except BaseException as error:
+                problems.append(error)
+
+    pages = [threading.Thread(target=visit) for _ in range(SESSIONS)]
+    for page in pages:
+        page.start()
+    for page in pages:
+        page.join(timeout=600)
+    gc.collect()
+    grown = process.memory_info().rss - before
+    print(f"\n{SESSIONS} pages in {time.monotonic() - start:.0f} s, memory grew by {grown / 1e6:.0f} MB")
+    assert not problems, problems[0]
+    assert grown < MOST_GROWTH
