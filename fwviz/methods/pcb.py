@@ -14,6 +14,7 @@ from fwviz.space.blocks import Blocks, Piece
 from fwviz.types import Problem, Step
 
 CLAMPED = 1e-4  # share of magnitudes at either end that is clamped, as released
+_SHORT = 0.1  # up to here the first three terms of tanh have all digits of float32
 
 
 @dataclass(frozen=True)
@@ -52,33 +53,50 @@ def pcb(problem: Problem, settings: Settings) -> Iterator[Step]:
     bounds = (0, problem.vectors.layout.size)
 
     def ends(size: int) -> list[int]:
-        return [int(size * CLAMPED), max(int(size * (1 - CLAMPED) - 1), 0)]
+        return [int(size * CLAMPED), max(int(size * (1 - CLAMPED) - 1), 0), size - 1]
 
-    low, high = blocks.order_statistics(bounds, ends)[:, 0].to(device).split(1, dim=1)
+    low, high, longest = blocks.order_statistics(bounds, ends)[:, 0].split(1, dim=1)
+    # A bound for all coordinates, so that a coordinate's balance has the same bits wherever it is cut.
+    tanh = _short_tanh if float(longest.max() * longest.sum()) <= _SHORT else torch.Tensor.tanh_
+    limits = list(zip(low.flatten().tolist(), high.flatten().tolist(), strict=True))
+    low, factor = low.to(device), _reciprocal(low, high).mul_(blocks.n**0.5).to(device)
+
+    def clamped(block: Tensor) -> Tensor:
+        sizes = block.abs()
+        for row, (least, most) in zip(sizes, limits, strict=True):  # by numbers: with tensors it takes 7 times as long
+            row.clamp_(least, most)
+        return sizes
 
     def balance(block: Tensor) -> Tensor:
         total = block[0].clone()
-        for row in block[1:]:  # in this order, so that a coordinate's balance has the same bits wherever it is cut
+        for row in block[1:]:  # in this order, for the same bits
             total += row
-        share = _unit(block.abs().clamp_(low, high), low, high)
-        return share.square_().mul_(blocks.n).exp_().mul_((block * total).tanh_())
+        share = clamped(block).sub_(low).mul_(factor).square_()
+        return share.exp_().mul_(tanh(block * total))
 
     def best(size: int) -> list[int]:
         return [min(int(size * (1 - settings.density)), size - 1), size - 1]
 
-    least, most = blocks.order_statistics(bounds, best, balance)[:, 0].to(device).split(1, dim=1)
+    least, most = blocks.order_statistics(bounds, best, balance)[:, 0].split(1, dim=1)
+    counted = _reciprocal(least, most).to(device)
+    least = least.to(device)
 
     def work(block: Tensor, piece: Piece) -> Tensor:
-        shares = _unit(balance(block).clamp_(min=least), least, most)
-        clamped = block.abs().clamp_(low, high).mul_(block.sign())
-        return clamped.mul_(shares).sum(dim=0).div_(shares.sum(dim=0).clamp_(min=1e-12))
+        shares = balance(block).sub_(least).mul_(counted).clamp_(min=0.0)
+        return clamped(block).mul_(block.sign()).mul_(shares).sum(dim=0).div_(shares.sum(dim=0).clamp_(min=1e-12))
 
     delta = blocks.merge(work, blocks.pieces(bounds))
     note = f"balanced mean over the best {100 * settings.density:g} % of each task vector"
     yield from _scale.scaled_delta(problem, settings, delta, note)
 
 
-def _unit(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """(values − low) / (high − low) in place, 0 where there is no range."""
+def _reciprocal(low: Tensor, high: Tensor) -> Tensor:
+    """1 / (high − low), 0 where there is no range."""
     width = high - low
-    return values.sub_(low).div_(torch.where(width > 0, width, torch.inf))
+    return torch.where(width > 0, 1 / width, 0.0)
+
+
+def _short_tanh(x: Tensor) -> Tensor:
+    """tanh x up to rounding where |x| ≤ 0.1, in a sixth of the time: x·(1 − x²/3 + 2x⁴/15)."""
+    square = x.square()
+    return x.mul_(square.mul(2 / 15).sub_(1 / 3).mul_(square).add_(1.0))

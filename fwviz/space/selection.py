@@ -146,20 +146,29 @@ def _pass(keys: Keys, ranges: Sequence[tuple[int, int]], wanted: Sequence[_Brack
 
     def work(piece: tuple[int, int]) -> list[_Tally]:
         block = _numpy(keys(*piece))
-        tallies = []
-        for bracket in wanted:
-            row, low, high = block[bracket.row], np.float32(bracket.low), np.float32(bracket.high)
-            under, upto = row < high, row <= low
-            below, through = row < low, row <= high
-            a, b, c, d = (int(np.count_nonzero(mask)) for mask in (below, upto, under, through))
-            tallies.append(_Tally(a, b, c, d, [row[under & ~upto]]))
-        return tallies
+        return [_tally(block[bracket.row], np.float32(bracket.low), np.float32(bracket.high)) for bracket in wanted]
 
     totals = [_Tally(0, 0, 0, 0, []) for _ in wanted]
     for tallies in in_parallel(work, ranges, torch.device("cpu")):
         for total, tally in zip(totals, tallies, strict=True):
             total.add(tally)
     return totals
+
+
+def _tally(row: np.ndarray, low: np.float32, high: np.float32) -> _Tally:
+    """The tally of one bracket in one piece: the row is compared twice at most, what lies in the bracket once more."""
+    below, through, within = 0, row.size, None
+    if low > -np.inf:
+        within = row >= low
+        below = row.size - int(np.count_nonzero(within))
+    if high < np.inf:
+        to_high = row <= high
+        through = int(np.count_nonzero(to_high))
+        within = to_high if within is None else np.logical_and(within, to_high, out=within)
+    closed = row if within is None else row[within]
+    inside = closed[(closed > low) & (closed < high)]
+    upto = below + int(np.count_nonzero(closed == low))
+    return _Tally(below, upto, upto + len(inside), through, [inside])
 
 
 def _numpy(keys: Tensor) -> np.ndarray:
