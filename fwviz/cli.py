@@ -227,7 +227,9 @@ def _merge(argv: Sequence[str]) -> int:
     _print_results(trace)
     if options.out is not None:
         kept = RunStore(options.runs).extension(writer.id)
-        print(f"weights: {export_weights(trace, -1, options.out, options.format, kept=kept, rank=options.rank)}")
+        print(
+            f"weights: {export_weights(trace, -1, options.out, options.format, kept=kept, rank=options.adapter_rank)}"
+        )
     return 0
 
 
@@ -310,7 +312,7 @@ def _export(argv: Sequence[str]) -> int:
     store = RunStore(options.runs)
     source = store.load(options.run) if options.run else _read_recipe(options.recipe, {})
     kept = store.extension(options.run) if options.run else None
-    print(export_weights(source, options.frame, options.out, options.format, kept=kept, rank=options.rank))
+    print(export_weights(source, options.frame, options.out, options.format, kept=kept, rank=options.adapter_rank))
     return 0
 
 
@@ -468,7 +470,9 @@ def _complete(values: dict[str, Any]) -> Recipe:
 def _add_format_options(parser: argparse.ArgumentParser) -> None:
     formats = ("clip_model", "vision_model", "model", "adapter")
     parser.add_argument("--format", choices=formats, help="what to write (the pool's own: clip_model or model)")
-    parser.add_argument("--rank", type=int, help="rank of an adapter (as many as its parts have together: exact)")
+    parser.add_argument(
+        "--adapter-rank", type=int, help="rank of an exported adapter (as many as its parts have together: exact)"
+    )
 
 
 def _value_of(flag: str, argv: Sequence[str]) -> str:

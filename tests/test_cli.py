@@ -54,12 +54,12 @@ def test_flags_and_set_and_files_say_the_same(run: Run, tiny_pool_path: Path, tm
     head = ["--pool", str(tiny_pool_path), "--method", "task_arithmetic"]
     by_flag = recipe_from_arguments([*head, "--scale", "0.6"])
     assert recipe_from_arguments([*head, "--set", "scale=0.6"]) == by_flag
-    assert by_flag.settings == {"scale": 0.6}
+    assert by_flag.changed_settings() == {"scale": 0.6}
     (tmp_path / "recipe.yaml").write_text(by_flag.to_yaml())
     file = ["--recipe", str(tmp_path / "recipe.yaml")]
     assert recipe_from_arguments(file) == by_flag
     changed = recipe_from_arguments([*file, "--set", "scale=0.7", "--seed", "4"])
-    assert (changed.settings, changed.seed) == ({"scale": 0.7}, 4)
+    assert (changed.changed_settings(), changed.seed) == ({"scale": 0.7}, 4)
     assert recipe_from_arguments([*file, "--method", "weight_average"]).settings == {}
 
 

@@ -41,7 +41,14 @@ class Variant:
 VARIANTS = (
     Variant("task arithmetic, scale searched", "task_arithmetic", {"scale_search": "calibration"}),
     Variant("TIES, scale searched", "ties", {"scale_search": "calibration"}),
+    Variant("DARE, scale searched", "dare", {"scale_search": "calibration"}),
+    Variant("DELLA, scale searched", "della", {"scale_search": "calibration"}),
+    Variant("Breadcrumbs, scale searched", "breadcrumbs", {"scale_search": "calibration"}),
+    Variant("PCB, scale searched", "pcb", {"scale_search": "calibration"}),
+    Variant("TSV-M, scale searched", "tsv_m", {"scale_search": "calibration"}),
+    Variant("TIES behind a high-pass, scale searched", "ties", {"scale_search": "calibration", "high_pass": 0.1}),
     Variant("FR-Merging, scale searched", "fr_merging", {"scale_search": "calibration"}),
+    Variant("FR-Merging without filter, scale searched", "fr_merging", {"scale_search": "calibration", "cutoff": 0.0}),
     Variant("FR-Merging, official", "fr_merging", {"mode": "official", "scale": 0.7}),
     Variant("FW-soft, official", "fw_soft", {"inner": "official", "max_steps": 3}),
     Variant("FW-soft, hull_scale 2", "fw_soft", {"hull_scale": 2.0}),
@@ -53,6 +60,7 @@ VARIANTS = (
     Variant("EMR, router", "emr", {"router": "trained"}),
     Variant("FREE-Merging, oracle router", "free_merging", {"router": "oracle"}),
     Variant("FREE-Merging, random router", "free_merging", {"router": "random"}),
+    Variant("FREE-Merging, 1 % experts", "free_merging", {"density": 0.01, "constant": 4.0}),
 )
 
 

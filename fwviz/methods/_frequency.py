@@ -5,7 +5,8 @@ A filter takes one whole matrix of one checkpoint at a time, so that memory besi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -23,7 +24,9 @@ BANDS = ("high", "band", "low")
 SIDES = ("min", "max")
 TENSORS = ("blocks", "matrices")
 OTHERS = ("base", "merged")
-WEIGHTS = ("proportional", "equalised", "uniform")
+WEIGHTS = ("proportional", "equalised", "balanced", "uniform")
+# What all task vectors are brought to, tensor by tensor, from their mean magnitudes.
+LEVELS: dict[str, Callable[[Sequence[float]], float]] = {"equalised": max, "balanced": statistics.median}
 
 _PAPER = {"mode": ("paper",)}
 _OFFICIAL = {"mode": ("official",)}
@@ -147,7 +150,8 @@ def weights_setting(default: str) -> Any:
     return setting(
         default,
         "Weights of the checkpoints before the scale: in proportion to their mean magnitude and summing to 1 (eq. 3); "
-        "in every tensor raised to the largest mean magnitude (released code); or 1 each.",
+        "in every tensor raised to the largest mean magnitude (released code); brought to the median magnitude, which "
+        "one checkpoint far from the others cannot move (ours); or 1 each.",
         choices=WEIGHTS,
     )
 
@@ -201,8 +205,8 @@ def frequency_delta(vectors: TaskVectors, passing: Filter, *, filter_tensors: st
     """δ = Σᵢ λᵢ·G(τᵢ) at scale 1, the backbone of FR-Merging: (P,) float32 beside the base.
 
     G filters the chosen matrices; the others are zero or as they are. With v = G(τ) in one tensor and mean |·|:
-    uniform λᵢ = 1; equalised λᵢ = max_k mean|v_k| / mean|vᵢ| per tensor; proportional λᵢ = mean|τᵢ| / Σ_k mean|τ_k|
-    over all the chosen matrices, before the filter.
+    uniform λᵢ = 1; equalised λᵢ = max_k mean|v_k| / mean|vᵢ| per tensor; balanced the same with the median in place of
+    the maximum; proportional λᵢ = mean|τᵢ| / Σ_k mean|τ_k| over all the chosen matrices, before the filter.
     """
     layout = vectors.layout
     chosen = filtered_tensors(layout, filter_tensors)
@@ -211,19 +215,18 @@ def frequency_delta(vectors: TaskVectors, passing: Filter, *, filter_tensors: st
 
     def one(j: int) -> None:
         start, stop = layout.offsets[j : j + 2]
-        total, largest = delta[start:stop], 0.0
+        total, means = delta[start:stop], []
         for i in range(vectors.n):
             part = vectors.block(start, stop, [i])[0]
             if j in chosen:
                 part = passing(part.view(layout.shapes[j])).view(-1)
             weight = shares[i]
-            if weights == "equalised":
-                mean = float(part.abs().mean())
-                largest = max(largest, mean)
-                weight = 1 / mean if mean > 0 else 0.0
+            if weights in LEVELS:
+                means.append(float(part.abs().mean()))
+                weight = 1 / means[-1] if means[-1] > 0 else 0.0
             total.add_(part, alpha=weight)
-        if weights == "equalised":
-            total.mul_(largest)
+        if weights in LEVELS:
+            total.mul_(LEVELS[weights]([mean for mean in means if mean > 0] or [0.0]))
 
     in_parallel(one, [j for j in range(len(layout.names)) if j in chosen or others == "merged"], delta.device)
     return delta

@@ -92,12 +92,25 @@ def test_weights_follow_their_formulas(problem: Problem) -> None:
     for name in INSIDE:
         expected = sum(mean / sum(means) * part for mean, part in zip(means, filtered(name), strict=True))
         np.testing.assert_allclose(found[name], expected, atol=1e-5)
-    found = delta_of(problem, weights="equalised", cutoff=0.25, scale=1.0)
-    for name in INSIDE:
-        parts = filtered(name)
-        sizes = [np.abs(part).mean() for part in parts]
-        expected = sum(max(sizes) / size * part for size, part in zip(sizes, parts, strict=True))
-        np.testing.assert_allclose(found[name], expected, atol=1e-5)
+    for weights, level in (("equalised", max), ("balanced", np.median)):
+        found = delta_of(problem, weights=weights, cutoff=0.25, scale=1.0)
+        for name in INSIDE:
+            parts = filtered(name)
+            sizes = [np.abs(part).mean() for part in parts]
+            expected = sum(level(sizes) / size * part for size, part in zip(sizes, parts, strict=True))
+            np.testing.assert_allclose(found[name], expected, atol=1e-5)
+
+
+def test_one_huge_checkpoint_moves_only_its_own_share_of_a_balanced_sum(problem: Problem) -> None:
+    vectors = problem.vectors
+    matrix = vectors.matrix.clone()
+    matrix[0] *= 100
+    louder = Problem(ResidentTaskVectors(vectors.layout, vectors.names, vectors.base, matrix), problem.objective)
+    before, after = delta_of(problem, weights="balanced"), delta_of(louder, weights="balanced")
+    raised = delta_of(louder, weights="equalised")
+    size = {name: float(before[name].abs().mean()) for name in INSIDE}
+    assert all(float(after[name].abs().mean()) < 3 * size[name] for name in INSIDE)
+    assert all(float(raised[name].abs().mean()) > 10 * size[name] for name in INSIDE)
 
 
 def test_without_a_filter_it_is_task_arithmetic(problem: Problem) -> None:

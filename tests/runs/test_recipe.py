@@ -101,7 +101,7 @@ def test_cli_line_parses_back(tiny_pool_path: Any) -> None:
 def test_settings_are_completed_with_the_defaults() -> None:
     bare = Recipe.from_dict({**PLAIN, "settings": {}})
     explicit = Recipe.from_dict({**PLAIN, "settings": {"scale": 0.3}})
-    assert bare.settings == {"scale": 0.3}
+    assert bare.settings == {"scale": 0.3, "scale_search": "off", "scale_points": 10, "scale_most": 1.0}
     assert bare == explicit
     assert bare.fingerprint() == explicit.fingerprint()
     assert bare.changed_settings() == {}
@@ -139,7 +139,7 @@ def test_fingerprint_ignores_the_order_of_keys_but_nothing_else() -> None:
         ({"method": "none_such"}, "task_arithmetic"),
         ({"settings": {"scale": math.nan}}, "'scale' is nan"),
         ({"settings": {"scale": math.inf}}, "'scale' is inf"),
-        ({"settings": {"scale": 3}}, "between 0 and 2"),
+        ({"settings": {"scale": 30}}, "between 0 and"),
         ({"settings": {"scale": [0.3]}}, "'scale' is a list"),
         ({"settings": {"scale": 10**400}}, "'scale' is a huge number"),
         ({"settings": {"scal": 0.3}}, "unknown setting 'scal'"),
