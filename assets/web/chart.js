@@ -187,6 +187,12 @@
         plot.on("plotly_relayout", place);
         plot.append(line, marks);
       } else if (!line.isConnected) plot.append(line, marks);
+      // The picture is an image with words; the buttons that Plotly puts beside it are not part of it.
+      plot.querySelectorAll("svg.main-svg").forEach((svg, i) => {
+        if (i) return svg.setAttribute("aria-hidden", "true");
+        svg.setAttribute("role", "img");
+        svg.setAttribute("aria-label", summary || "");
+      });
       state.drawn += 1;
       state.milliseconds += performance.now() - start;
       place();
@@ -310,7 +316,8 @@
     }
 
     function mark() {
-      if (!state.ready || !visible()) return;
+      if (!state.ready) return;
+      if (!visible()) return marks.replaceChildren(); // the observer marks it when it is shown
       const start = performance.now();
       const named = parts();
       const pinned = Object.entries(fwviz.pins || {}).filter(([, id]) => id);
@@ -458,6 +465,7 @@
 
     new ResizeObserver(() => {
       if (!visible()) return;
+      mark();
       if (dirty) ask();
       else if (state.ready && Math.abs(plot._fullLayout.width - plot.clientWidth) > 1) requestAnimationFrame(() => visible() && window.Plotly.Plots.resize(plot));
     }).observe(plot);

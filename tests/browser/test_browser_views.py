@@ -33,8 +33,10 @@ def test_a_click_marks_a_checkpoint_everywhere_and_hovering_previews_it(opened: 
       const {xaxis, yaxis} = plot._fullLayout;
       return [box.x + xaxis._offset + 12, box.y + yaxis._offset + yaxis._length / plot._fullData[0].y.length / 2];
     }"""
+    page.wait_for_timeout(500)  # charts below may still change the height of the page
     x, y = page.evaluate(point, "lmo_layers")
     page.mouse.move(x, y)
+    page.mouse.move(x + 1, y + 1)
     page.wait_for_selector("#fw-chart-lmo_bars .fw-marks i.preview", state="attached")
     took = page.evaluate("Math.max(...Object.values(window.fwviz.charts).map((c) => c.marking || 0))")
     print(f"\nmarking took {took:.1f} ms in the slowest chart")
