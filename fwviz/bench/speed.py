@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -26,6 +27,9 @@ from fwviz.bench import _peers
 from fwviz.bench.memory import layout_from, plain_layout
 from fwviz.bench.synthetic import random_base, vit_layout, write_pool
 from fwviz.types import FwvizError, ParamLayout
+
+# Images per checkpoint and per pass, for the methods that look at data; random ones, as the weights are.
+SAMPLES, BATCH, CLASSES, IMAGE = 8, 4, 10, 224
 
 # Ours: a callable that is timed, made of the folder of the pool and the number of checkpoints.
 Ours = Callable[[Path, int], Callable[[], object]]
@@ -45,8 +49,8 @@ class Row:
     extra_mib: float | None = None
 
 
-def method(name: str, **settings: Any) -> Ours:
-    """A registered method on resident float32 task vectors: all its steps."""
+def method(name: str, *, looks: bool = False, **settings: Any) -> Ours:
+    """A registered method on resident float32 task vectors: all its steps; with data if it ``looks`` at any."""
 
     def prepare(folder: Path, count: int) -> Callable[[], object]:
         from fwviz.registry import entry, parse_settings
@@ -60,20 +64,58 @@ def method(name: str, **settings: Any) -> Ours:
         found = entry("methods", name)
         assert found.settings is not None
         chosen = parse_settings(found.settings, settings)
-        problem = Problem(vectors, _NoObjective())
+        objective = _looking(folder, layout, count) if looks else _NoObjective()
+        problem = Problem(vectors, objective, owners=objective.tasks)
 
         def merge() -> object:
             theta = None
             for step in found.run(problem, chosen):
                 if step.coefficients is not None:
                     theta = vectors.combine(step.coefficients, problem.groups(step.granularity))
-                elif step.delta is not None:
+                elif step.delta is not None and step.inner == 0:
                     theta = step.delta.add_(vectors.base)
             return theta
 
         return merge
 
     return prepare
+
+
+def _looking(folder: Path, layout: ParamLayout, count: int) -> Any:
+    """The tower with the pool's images: one task for each checkpoint. The loss of the merge, which no peer computes,
+    is left out."""
+    from safetensors.torch import load_file
+
+    from fwviz.backbones.clip_config import VisionShape
+    from fwviz.backbones.clip_vision import ClipVision
+    from fwviz.space.layout import unflatten
+    from fwviz.tasks.data import TaskData
+    from fwviz.tasks.objectives import CalibrationObjective
+
+    class Looking(CalibrationObjective):
+        def losses(self, *_: object, **__: object) -> torch.Tensor:
+            return torch.zeros(len(self.tasks))
+
+    given = load_file(folder / "inputs.safetensors")
+    tensors = unflatten(layout, random_base(layout))
+    width, _, patch, _ = tensors["vision_model.embeddings.patch_embedding.weight"].shape
+    shape = VisionShape(
+        width=width,
+        hidden=4 * width,
+        depth=sum(name.endswith("fc1.weight") for name in layout.names),
+        heads=max(width // 64, 1),
+        activation="quick_gelu",
+        eps=1e-5,
+        projection=tensors["visual_projection.weight"].shape[0],
+        channels=3,
+        image_size=given["images"].shape[-1],
+        patch_size=patch,
+    )
+    tower = ClipVision(shape, tensors, logit_scale=math.log(100.0))
+    tower.bind(layout)
+    labels, keys = torch.zeros(SAMPLES, dtype=torch.long), ("random",) * SAMPLES
+    data = {f"t{i}": TaskData(f"t{i}", "calibration", given["images"][i], labels, keys) for i in range(count)}
+    return Looking(tower, data, dict.fromkeys(data, given["head"]), chunk=BATCH)
 
 
 class _NoObjective:
@@ -96,6 +138,9 @@ ROWS: tuple[Row, ...] = (
     Row("DELLA", method("della"), "mergekit TIES", 0.25, 1024),
     Row("PCB", method("pcb"), "mergekit TIES", 0.25, 1024),
     Row("TSV-M", method("tsv_m"), "FusionBench TSV-M", 0.25),
+    Row("RegMean", method("regmean", looks=True, samples=SAMPLES), "FusionBench RegMean", 1.0),
+    # The peer makes one backward pass per batch.
+    Row("Fisher", method("fisher", looks=True, samples=SAMPLES, passes=SAMPLES // BATCH), "FusionBench Fisher", 1.0),
 )
 
 
@@ -146,7 +191,7 @@ def run(
 
 
 def _write(folder: Path, layout: ParamLayout, count: int) -> None:
-    """The pool as files: layout.json, base.safetensors, checkpoint-0 …"""
+    """The pool as files: layout.json, base.safetensors, inputs.safetensors, checkpoint-0 …"""
     from safetensors.torch import save_file
 
     from fwviz.space.layout import unflatten
@@ -154,6 +199,14 @@ def _write(folder: Path, layout: ParamLayout, count: int) -> None:
     (folder / "layout.json").write_text(json.dumps(plain_layout(layout)))
     base = unflatten(layout, random_base(layout).half())
     save_file({name: view.contiguous() for name, view in base.items()}, folder / "base.safetensors")
+    random = torch.Generator().manual_seed(4)
+    head = torch.randn(CLASSES, layout.shapes[layout.names.index("visual_projection.weight")][0], generator=random)
+    inputs = {
+        "images": torch.randint(256, (count, SAMPLES, 3, IMAGE, IMAGE), dtype=torch.uint8, generator=random),
+        "head": torch.nn.functional.normalize(head, dim=-1),
+        "batch": torch.tensor(BATCH),
+    }
+    save_file(inputs, folder / "inputs.safetensors")
     for _ in write_pool(folder, layout, count):
         pass
 
