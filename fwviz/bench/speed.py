@@ -115,7 +115,10 @@ def _looking(folder: Path, layout: ParamLayout, count: int) -> Any:
     tower.bind(layout)
     labels, keys = torch.zeros(SAMPLES, dtype=torch.long), ("random",) * SAMPLES
     data = {f"t{i}": TaskData(f"t{i}", "calibration", given["images"][i], labels, keys) for i in range(count)}
-    return Looking(tower, data, dict.fromkeys(data, given["head"]), chunk=BATCH)
+    objective = Looking(tower, data, dict.fromkeys(data, given["head"]), chunk=BATCH)
+    # The first backward pass of a process imports more of torch, which a peer's own imports have done by now.
+    objective.gradient(random_base(layout), tasks=["t0"], batch_size=1, generator=torch.Generator())
+    return objective
 
 
 class _NoObjective:
