@@ -79,11 +79,15 @@ def fisher(problem: Problem, settings: Settings) -> Iterator[Step]:
 def _information(problem: Problem, settings: Settings, i: int) -> Tensor:
     """The diagonal Fisher information of checkpoint i: (P,)."""
     probe = problem.probe()
-    total = torch.zeros(problem.vectors.layout.size)
+    parts: list[Tensor] = []  # their sum, once there is one: where one task is measured it needs no vector of its own
 
     def take(theta: Tensor, task: str, count: int, generator: torch.Generator) -> None:
         passes = max(settings.passes * count // settings.samples, 1) if settings.passes else None
-        part = probe.squared_gradients(theta, task, count=count, passes=passes, generator=generator)
-        total.add_(part, alpha=count)
+        part = probe.squared_gradients(theta, task, count=count, passes=passes, generator=generator).mul_(count)
+        if parts:
+            parts[0].add_(part)
+        else:
+            parts.append(part)
 
-    return total.div_(measure(problem, i, settings.samples, take))
+    count = measure(problem, i, settings.samples, take)
+    return parts[0].div_(count)
