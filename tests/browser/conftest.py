@@ -146,16 +146,23 @@ class Watched:
             self.strangers.append(request.url)
 
     def open(self, query: str = "") -> Any:
-        """The page, once it shows its first chart."""
+        """The page, once it shows its first chart; a second call leaves the page that was open."""
+        before = len(self.errors)
+        again = self.page.url.startswith(self.address)
         self.page.goto(f"{self.address}/{query}", wait_until="domcontentloaded")
         self.page.wait_for_selector(".fw-plot .main-svg")
+        if again:
+            self._forgive(before)
         return self.page
 
     def reload(self) -> None:
-        """Reload. gradio's old client complains of the stream that is cut: that, and only that, is let pass."""
         before = len(self.errors)
         self.page.reload(wait_until="domcontentloaded")
         self.page.wait_for_selector(".fw-plot .main-svg")
+        self._forgive(before)
+
+    def _forgive(self, before: int) -> None:
+        """gradio's old client complains of the stream that is cut by leaving: that, and only that, is let pass."""
         cut = ("AbortError", "Connection errored out")
         self.errors[before:] = [text for text in self.errors[before:] if not any(word in text for word in cut)]
 
