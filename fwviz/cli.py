@@ -329,6 +329,7 @@ def _train_pool(argv: Sequence[str]) -> int:
     parser.add_argument("--pretrain-seconds", type=float, default=3400, help="clock time for the base (3400)")
     parser.add_argument("--device", default="cpu", help="where to pretrain: cpu or cuda (cpu)")
     parser.add_argument("--threads", type=int, default=2, help="one core each (2)")
+    parser.add_argument("--rehearse", action="store_true", help="a thirtieth of the fine-tuning, to see it run")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
@@ -343,6 +344,7 @@ def _train_pool(argv: Sequence[str]) -> int:
         options.pretrain_seconds,
         options.device,
         options.threads,
+        options.rehearse,
     )
     return 0
 

@@ -116,7 +116,12 @@ def run_job(job: Job, base: Path, home: Path, tasks_folder: Path, generic: Path,
     return job.id
 
 
-def train_jointly(base: Path, tasks_folder: Path, folder: Path, seed: int) -> Path:
+def shortened(plan: FinetunePlan, rehearse: bool) -> FinetunePlan:
+    """The plan, or with ``rehearse`` a thirtieth of its steps."""
+    return replace(plan, steps=max(2, plan.steps // 30)) if rehearse else plan
+
+
+def train_jointly(base: Path, tasks_folder: Path, folder: Path, seed: int, plan: FinetunePlan = JOINT) -> Path:
     """One tower on the fine-tuning pictures of all tasks: the reference row "mtl". Kept as ``folder/mtl.pt``."""
     path = folder / "mtl.pt"
     if not path.is_file():
@@ -130,7 +135,7 @@ def train_jointly(base: Path, tasks_folder: Path, folder: Path, seed: int) -> Pa
             )
             for task in TASKS
         ]
-        torch.save({"state": cards.rounded(finetune(clip, rows, JOINT, seed))}, path)
+        torch.save({"state": cards.rounded(finetune(clip, rows, plan, seed))}, path)
     return path
 
 
@@ -151,6 +156,7 @@ def train_pool(
     pretrain_seconds: float = 3400,
     device: str = "cpu",
     threads: int = 2,
+    rehearse: bool = False,
 ) -> None:
     """Rebuild the embedded pool ``out/<name>`` from packages.
 
@@ -161,6 +167,7 @@ def train_pool(
         pretrain_seconds: clock time for pretraining the base.
         device: where to pretrain; ``cuda`` trains in one process.
         threads: workers for rendering, pretraining and fine-tuning, one core each.
+        rehearse: take a thirtieth of all fine-tuning steps, to see the whole recipe run; the pool is of no use.
     """
     cache = cache.expanduser()
     folder = out / name
@@ -174,11 +181,12 @@ def train_pool(
         if not (path / "pretraining.json").is_file():
             pretrain(cache / "bank", path, base_seed, pretrain_seconds * share, workers, device=device)
     draw_generic(bank, base, cache / "generic.npy", seed)
-    work = [(job, foreign if job.kind == "foreign_base" else base) for job in jobs()]
+    made = [replace(job, plan=shortened(job.plan, rehearse)) for job in jobs()]
+    work = [(job, foreign if job.kind == "foreign_base" else base) for job in made]
     for other in SEEDS[1:]:
-        work += [(replace(job, seed=other), base) for job in jobs() if job.id in DEFAULT_TASKS]
+        work += [(replace(job, seed=other), base) for job in made if job.id in DEFAULT_TASKS]
     _run_all(work, base, cache / "tasks", cache / "generic.npy", cache / "checkpoints", threads)
-    train_jointly(base, cache / "tasks", cache, seed)
+    train_jointly(base, cache / "tasks", cache, seed, shortened(JOINT, rehearse))
     write_pool(folder, name, cache, drawn, cards.source_entries(fetched), seed, pretrain_seconds)
 
 
