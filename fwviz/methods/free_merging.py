@@ -87,6 +87,7 @@ class Settings:
     data="labels",
     paper="FREE-Merging: Fourier transform for efficient model merging",
     reference="Zheng & Wang, ICCV 2025, arXiv:2411.16815",
+    extends=True,
 )
 def free_merging(problem: Problem, settings: Settings) -> Iterator[Step]:
     """A filtered backbone and light experts: θ(x) = θ_m + Σ_t w_t(x)·μ_t·M(τ_t, d), θ_m = θ₀ + scale·Σᵢ λᵢ·G(τᵢ).

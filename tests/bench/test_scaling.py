@@ -58,7 +58,7 @@ def test_cells_are_runs_validation_picks_and_a_second_call_runs_nothing(
     assert store.ids() == runs
 
     shown = table(results)
-    assert list(shown.index) == ["base", "individual", "average", "arithmetic", "soft"]
+    assert list(shown.index) == ["base", "individual", "mtl", "average", "arithmetic", "soft"]
     assert list(shown.columns) == [2, 5]
     mean = 100 * results[(results.variant == "soft") & (results["count"] == 5)].accuracy.mean()
     assert shown.loc["soft", 5] == f"{mean:.1f}"
@@ -81,7 +81,7 @@ def test_the_command_prints_a_table_and_writes_a_csv(
     assert " ± " in out
     written = pd.read_csv(tmp_path / "all.csv")
     assert set(written.seed) == {0, 1}
-    assert len(written) == 2 * 2 * 3 * 2
+    assert len(written) == 2 * 2 * 4 * 2  # seeds, counts, the method with three reference rows, tasks
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ from fwviz.ui.measuring import MeasureBoard, Measurement
 
 
 class Slow:
-    """Twenty tables, one at each turn of a gate, or one every hundredth of a second."""
+    """Some tables, at once while a gate is open, or one every two seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int = 20) -> None:
+        self.count = count
         self.begun = 0
         self.closed = 0
         self.gate = threading.Event()
@@ -27,13 +28,13 @@ class Slow:
     def __call__(self, check: Callable[[], None]) -> Iterator[pd.DataFrame]:
         self.begun += 1
         try:
-            for i in range(20):
+            for i in range(self.count):
                 for _ in range(200):
                     check()
                     if self.gate.wait(0.01):
                         break
                 table = pd.DataFrame({"x": range(i + 1)})
-                table.attrs |= {"done": i + 1, "total": 20}
+                table.attrs |= {"done": i + 1, "total": self.count}
                 yield table
         finally:
             self.closed += 1
@@ -73,7 +74,7 @@ def test_a_measurement_grows_and_answers_all_who_ask_later(board: MeasureBoard) 
 
 
 def test_stop_acts_within_a_second_and_keeps_what_there_is(board: MeasureBoard) -> None:
-    slow = Slow()
+    slow = Slow(100_000)  # more than a busy machine makes before the gate is shut
     found = board.ask("landscape", "me", slow)
     slow.gate.set()
     until(lambda: found.table is not None)
