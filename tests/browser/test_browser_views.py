@@ -33,14 +33,19 @@ def test_a_click_marks_a_checkpoint_everywhere_and_hovering_previews_it(opened: 
       const {xaxis, yaxis} = plot._fullLayout;
       return [box.x + xaxis._offset + 12, box.y + yaxis._offset + yaxis._length / plot._fullData[0].y.length / 2];
     }"""
-    page.wait_for_timeout(500)  # charts below may still change the height of the page
-    x, y = page.evaluate(point, "lmo_layers")
-    page.mouse.move(x, y)
-    page.mouse.move(x + 1, y + 1)
-    page.wait_for_selector("#fw-chart-lmo_bars .fw-marks i.preview", state="attached")
+
+    def previewed() -> bool:
+        # Charts that are drawn meanwhile change the height of the page: aim anew until the point is met.
+        x, y = page.evaluate(point, "lmo_layers")
+        page.mouse.move(x, y)
+        page.mouse.move(x + 1, y + 1)
+        page.wait_for_timeout(300)
+        return bool(page.locator("#fw-chart-lmo_bars .fw-marks i.preview").count())
+
+    assert any(previewed() for _ in range(40))
     took = page.evaluate("Math.max(...Object.values(window.fwviz.charts).map((c) => c.marking || 0))")
     print(f"\nmarking took {took:.1f} ms in the slowest chart")
-    page.mouse.click(x, y)
+    page.mouse.click(*page.evaluate(point, "lmo_layers"))
     page.wait_for_selector("#fw-chart-lmo_bars .fw-marks i.pinned", state="attached")
     pinned = page.evaluate("window.fwviz.pins")
     assert pinned["checkpoint"]
