@@ -322,7 +322,8 @@ def _export(argv: Sequence[str]) -> int:
 def _train_pool(argv: Sequence[str]) -> int:
     """rebuild the embedded pool from packages"""
     parser = _parser("train-pool", _train_pool)
-    parser.add_argument("--name", default="vision", help="id of the pool (vision)")
+    parser.add_argument("kind", nargs="?", choices=("vision", "text"), default="vision", help="which pool (vision)")
+    parser.add_argument("--name", help="id of the pool (its kind)")
     parser.add_argument("--out", type=Path, default=Path("assets/pools"), help="folder of pools (assets/pools)")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/fwviz/train-pool"), help="what is kept on the way")
     parser.add_argument("--seed", type=int, default=0, help="(0)")
@@ -334,10 +335,15 @@ def _train_pool(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         from fwviz.training.main import train_pool
+        from fwviz.training.text_main import train_text_pool
     except ModuleNotFoundError as error:
         raise FwvizError(f"training needs {error.name}: install fwviz/training/requirements.txt.") from None
+    name = options.name or options.kind
+    if options.kind == "text":
+        train_text_pool(name, options.out, options.cache, options.seed, options.threads)
+        return 0
     train_pool(
-        options.name,
+        name,
         options.out,
         options.cache,
         options.seed,
