@@ -91,8 +91,20 @@
     const next = { ...fwviz.pins };
     for (const [key, id] of Object.entries(changes)) next[key] = next[key] === id && Object.keys(changes).length === 1 ? null : id;
     if (Object.keys(changes).length > 1 && Object.entries(changes).every(([key, id]) => fwviz.pins[key] === id)) for (const key of Object.keys(changes)) next[key] = null;
+    tell(next, trigger);
+  };
+  // The last change told to the server: answers to earlier ones, still under way, may not undo it.
+  let told = null;
+  const tell = (next, trigger) => {
+    told = { checkpoint: next.checkpoint, layer: next.layer, until: performance.now() + 5000 };
     set(next);
     trigger({ pins: next });
+  };
+  const outdated = (next) => {
+    if (!told || performance.now() > told.until) return false;
+    const answered = (next.checkpoint || null) === told.checkpoint && (next.layer || null) === told.layer;
+    if (answered) told = null;
+    return !answered;
   };
   const set = (next) => {
     fwviz.pins = next;
@@ -125,18 +137,16 @@
         selects.checkpoint.replaceChildren(option(["", "none"]), ...next.checkpoints.map(option));
         selects.layer.replaceChildren(option(["", "none"]), ...next.layers.map((name) => option([name, name])));
       }
-      if (next.checkpoint !== fwviz.pins.checkpoint || next.layer !== fwviz.pins.layer) set({ checkpoint: next.checkpoint, layer: next.layer });
+      if (!outdated(next) && (next.checkpoint !== fwviz.pins.checkpoint || next.layer !== fwviz.pins.layer)) set({ checkpoint: next.checkpoint, layer: next.layer });
       show();
     }
     for (const [key, select] of Object.entries(selects)) {
       select.addEventListener("change", () => {
-        set({ ...fwviz.pins, [key]: select.value || null });
-        trigger({ pins: fwviz.pins });
+        tell({ ...fwviz.pins, [key]: select.value || null }, trigger);
       });
     }
     clear.addEventListener("click", () => {
-      set({ checkpoint: null, layer: null });
-      trigger({ pins: fwviz.pins });
+      tell({ checkpoint: null, layer: null }, trigger);
     });
     fwviz.on("pins", show);
     watch("value", take);

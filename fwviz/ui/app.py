@@ -160,9 +160,11 @@ def _wire(
             yield spread(messages)
 
     streams: dict[str, Any] = {"concurrency_limit": None, "trigger_mode": "multiple", **quiet}
+    # Gradio's own mode, "once", drops what is chosen while an earlier choice is still being answered.
+    latest: dict[str, Any] = {"trigger_mode": "always_last", **quiet}
     opened = {"outputs": [*outputs, tabs], "api_name": "open", "api_visibility": "undocumented"}
     demo.load(open_page, boot, **(streams | opened), js=_BOOT)
-    parts["form"].edit(rank, None, **{**quiet, "trigger_mode": "always_last"})
+    parts["form"].edit(rank, None, **latest)
     parts["form"].pool(once(lambda d, s, o, e: d.choose_pool(e)), None, **quiet)
     parts["runbar"].run(
         then_follow(lambda d, s, o, e: d.start(s, o, state.parse_event(e), paused=False)), None, **streams
@@ -170,19 +172,19 @@ def _wire(
     parts["runbar"].step(then_follow(_step), None, **streams)
     parts["runbar"].pause(once(lambda d, s, o, e: d.pause(s)), None, **quiet)
     parts["runbar"].stop(once(lambda d, s, o, e: d.stop(s)), None, **quiet)
-    parts["scrubber"].scrub(once(lambda d, s, o, e: d.scrub(s, e)), None, **{**quiet, "trigger_mode": "always_last"})
+    parts["scrubber"].scrub(once(lambda d, s, o, e: d.scrub(s, e)), None, **latest)
     parts["history"].open(then_follow(lambda d, s, o, e: d.open_view(s, e)), None, **streams)
     parts["history"].compare(once(lambda d, s, o, e: d.compare(s, e)), None, **quiet)
     parts["history"].forget(once(lambda d, s, o, e: d.forget(s, e)), None, **quiet)
     for name, picture in PICTURES.items():
         answer = then_follow(_pin) if picture.long else once(_pin)
-        parts[name].pin(answer, None, **(streams if picture.long else quiet))
-    parts["editor"].edit(once(lambda d, s, o, e: d.edit(s, e)), None, **{**quiet, "trigger_mode": "always_last"})
+        parts[name].pin(answer, None, **(streams if picture.long else latest))
+    parts["editor"].edit(once(lambda d, s, o, e: d.edit(s, e)), None, **latest)
     parts["editor"].recipe(once(lambda d, s, o, e: d.take(s)), None, **quiet)
-    parts["pins"].pin(once(_pin), None, **quiet)
+    parts["pins"].pin(once(_pin), None, **latest)
     for tab in TABS:
         changed = once(lambda d, s, o, e: d.change(s, e))
-        parts[f"{tab}_controls"].tune(changed, None, **{**quiet, "trigger_mode": "always_last"})
+        parts[f"{tab}_controls"].tune(changed, None, **latest)
     parts["pins"].tab(then_follow(lambda d, s, o, e: d.choose_tab(s, e)), None, **streams)
     for name, tab in tab_items.items():
         tab.select(None, None, None, js=f"() => {{ window.fwviz?.chosenTab('{name}') }}")
