@@ -15,7 +15,7 @@ import gradio as gr
 from fwviz.runs.store import RunStore
 from fwviz.types import FwvizError
 from fwviz.ui import exports, state, web
-from fwviz.ui.desk import Desk, Messages
+from fwviz.ui.desk import Desk
 from fwviz.ui.hardware import runner
 from fwviz.ui.jobs import JobBoard
 from fwviz.ui.library import Library, recordings_root
@@ -26,6 +26,7 @@ from fwviz.ui.panels.pins import make_pins
 from fwviz.ui.panels.scrubber import make_scrubber
 from fwviz.ui.panels.sidebar import make_form, make_runbar, runbar_value
 from fwviz.ui.panels.tab import make_charts, make_lead
+from fwviz.ui.sending import Messages
 from fwviz.ui.state import Session
 from fwviz.ui.tabs import PICTURES, TABS
 from fwviz.ui.theme import make_theme
@@ -58,7 +59,7 @@ def build_demo(desk: Desk | None = None) -> gr.Blocks:
     desk = desk or make_desk()
 
     def rows(asked: str) -> str:
-        return desk.rows(asked)
+        return desk.looking.rows(asked)
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as demo:
         gr.HTML(
@@ -165,7 +166,7 @@ def _wire(
     opened = {"outputs": [*outputs, tabs], "api_name": "open", "api_visibility": "undocumented"}
     demo.load(open_page, boot, **(streams | opened), js=_BOOT)
     parts["form"].edit(rank, None, **latest)
-    parts["form"].pool(once(lambda d, s, o, e: d.choose_pool(e)), None, **quiet)
+    parts["form"].pool(once(lambda d, s, o, e: d.forms.choose_pool(e)), None, **quiet)
     parts["runbar"].run(
         then_follow(lambda d, s, o, e: d.start(s, o, state.parse_event(e), paused=False)), None, **streams
     )
@@ -213,10 +214,10 @@ def _guarded(desk: Desk, session: Session, ask: Callable[[], Messages]) -> Messa
         return ask()
     except FwvizError as error:
         text = str(error)
-        return {"runbar": runbar_value(desk.job(session), error=text[:1].upper() + text[1:])}
+        return {"runbar": runbar_value(desk.looking.job(session), error=text[:1].upper() + text[1:])}
     except Exception:
         _log.exception("an event of a page failed")
-        return {"runbar": runbar_value(desk.job(session), error=_UNEXPECTED)}
+        return {"runbar": runbar_value(desk.looking.job(session), error=_UNEXPECTED)}
 
 
 async def _follow(desk: Desk, session: Session, ask: Callable[[], Messages]) -> AsyncIterator[Messages]:
@@ -231,9 +232,9 @@ async def _follow(desk: Desk, session: Session, ask: Callable[[], Messages]) -> 
     seen: Any = None
     try:
         yield await anyio.to_thread.run_sync(_guarded, desk, session, ask)
-        ran = desk.job(session) is not None
+        ran = desk.looking.job(session) is not None
         while session.stream == mine:
-            job, measuring = desk.job(session), desk.measuring(session)
+            job, measuring = desk.looking.job(session), desk.measuring(session)
             live = job is not None and not job.ended
             if ran and not live:
                 ran = False
@@ -273,7 +274,7 @@ async def _checked(desk: Desk, session: Session, event: Any) -> AsyncIterator[Me
     yield await anyio.to_thread.run_sync(_guarded, desk, session, check)
     if not found:
         return
-    ranking = desk.rank(found[0])
+    ranking = desk.forms.rank(found[0])
     while True:
         messages = await anyio.to_thread.run_sync(_guarded, desk, session, lambda: next(ranking, {}))
         if not messages:

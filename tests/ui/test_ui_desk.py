@@ -63,7 +63,7 @@ def said(messages: dict[str, str], name: str) -> dict[str, Any]:
 
 def finish(desk: Desk, session: Session, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
-    while (job := desk.job(session)) is not None and not job.ended:
+    while (job := desk.looking.job(session)) is not None and not job.ended:
         assert time.monotonic() < deadline, "the run did not end"
         desk.board.wait(job, job.version, 1.0)
 
@@ -109,14 +109,14 @@ def test_every_chart_of_every_tab_draws_and_its_table_can_be_had(desk: Desk, poo
     }
     for tab in TABS:
         session.tab = tab
-        shown = desk.shown(session)
+        shown = desk.looking.shown(session)
         assert shown is not None
         for picture in TABS[tab].pictures:
             if (picture.action or picture.long) and not picture.unless(shown):
                 desk.measure(session, picture.chart)
             while desk.measuring(session) is not None:
                 time.sleep(0.02)
-        for name, text in desk.charts(session, views.charts_of(tab), shown).items():
+        for name, text in desk.sending.charts(session, views.charts_of(tab), shown).items():
             payload = json.loads(text)
             if PICTURES[name].unless(shown):
                 assert payload["note"] == PICTURES[name].unless(shown)
@@ -125,7 +125,7 @@ def test_every_chart_of_every_tab_draws_and_its_table_can_be_had(desk: Desk, poo
             assert payload["figure"]["data"], name
             assert payload["summary"], name
             assert len(text) < MOST_BYTES, (name, len(text))
-            table = json.loads(desk.rows(payload["ask"]))
+            table = json.loads(desk.looking.rows(payload["ask"]))
             assert table["columns"], (name, table)
             assert all(len(row) == len(table["columns"]) for row in table["rows"])
             assert table["cli"].startswith("fwviz lens "), name
@@ -135,7 +135,7 @@ def test_scores_shown_at_a_step_are_those_of_the_move_from_it(desk: Desk) -> Non
     session = Session()
     desk.open(session, Opening())
     session.index = 0
-    shown = desk.shown(session)
+    shown = desk.looking.shown(session)
     assert shown is not None
     table = views.table("lmo_bars", shown, desk.measured)
     first = next(frame for frame in shown.trace.iterates() if frame.t == 1)
@@ -163,18 +163,18 @@ def test_a_run_from_start_to_history(desk: Desk, pool_id: str) -> None:
     full = desk.update(session, marks)
     assert set(views.charts_of("merge")) <= set(full)
     assert not set(desk.update(session, marks)) & set(views.charts_of("merge")), "an unchanged chart is sent again"
-    history = said({"history": desk.history(session)}, "history")
+    history = said({"history": desk.sending.history(session)}, "history")
     own = [row for row in history["rows"] if row["own"]]
     assert len(own) == 1
     assert own[0]["accuracy"] is not None
     assert said(full, "runbar")["status"] == "done"
     assert said(full, "export")["cli"].startswith("fwviz merge --pool")
     assert (other.view, other.index, other.runs) == before
-    assert len(json.loads(desk.history(other))["rows"]) == 1
+    assert len(json.loads(desk.sending.history(other))["rows"]) == 1
 
     assert history["compare"] == [own[0]["id"]], "a new run joins the comparison"
     compared = desk.compare(session, {"ids": [row["id"] for row in history["rows"]]})
-    assert len({row[0] for row in json.loads(desk.rows(said(compared, "comparison")["ask"]))["rows"]}) == 2
+    assert len({row[0] for row in json.loads(desk.looking.rows(said(compared, "comparison")["ask"]))["rows"]}) == 2
     with pytest.raises(FwvizError, match="your own"):
         desk.forget(other, {"id": own[0]["id"]})
     desk.forget(session, {"id": own[0]["id"]})
@@ -187,7 +187,7 @@ def test_stop_and_step_from_the_page(desk: Desk, pool_id: str) -> None:
     long = recipe_for(pool_id, settings=FAST | {"max_steps": 100, "epsilon": 0.0, "inner_updates": 400})
     desk.start(session, "me", {"recipe": long.to_json()}, paused=True)
     deadline = time.monotonic() + 60
-    while (job := desk.job(session)) is not None and job.state != "paused":
+    while (job := desk.looking.job(session)) is not None and job.state != "paused":
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert job is not None
@@ -207,7 +207,7 @@ def test_a_click_goes_to_a_step_or_pins_a_checkpoint(desk: Desk) -> None:
     session = Session()
     desk.open(session, Opening())
     messages, measure = desk.pin(session, {"chart": "gap_curve", "t": 1})
-    shown = desk.shown(session)
+    shown = desk.looking.shown(session)
     assert shown is not None
     assert not measure
     assert shown.trace.frames[said(messages, "scrubber")["index"]].t == 1
@@ -218,7 +218,7 @@ def test_a_click_goes_to_a_step_or_pins_a_checkpoint(desk: Desk) -> None:
     assert said(messages, "pins")["checkpoint"] == "shape"
     drawn = said(desk.measure(session), "promise_reality")
     assert drawn["figure"] is not None
-    rows = json.loads(desk.rows(drawn["ask"]))
+    rows = json.loads(desk.looking.rows(drawn["ask"]))
     assert {row[rows["columns"].index("vertex")] for row in rows["rows"]} == {"shape"}
     assert "--vertex shape" in rows["cli"]
     for bad in ({"checkpoint": "stranger"}, {"layer": "attic"}, {"checkpoint": "../x"}, []):
@@ -258,7 +258,7 @@ def test_an_update_of_a_live_page_is_small(desk: Desk, pool_id: str, tab: Any) -
     desk.open(session, Opening(tab=tab))
     recipe = recipe_for(pool_id, settings=FAST | {"max_steps": 6, "epsilon": 0.0, "inner_updates": 30})
     desk.start(session, "me", {"recipe": recipe.to_json()}, paused=False)
-    job = desk.job(session)
+    job = desk.looking.job(session)
     assert job is not None
     finish(desk, session)
     # The frames of the run that has ended arrive once more, one at a time.
@@ -281,11 +281,11 @@ def test_an_update_of_a_live_page_is_small(desk: Desk, pool_id: str, tab: Any) -
 
 def test_the_oracle_ranks_each_task_once(desk: Desk, pool_id: str) -> None:
     recipe = recipe_for(pool_id)
-    updates = [json.loads(messages["form"])["relevance"] for messages in desk.rank(recipe)]
+    updates = [json.loads(messages["form"])["relevance"] for messages in desk.forms.rank(recipe)]
     assert [len(update) for update in updates] == [1, 2]
     assert set(updates[-1]["colour"]) == {"colour", "stripes", "shape", "corner", "shape_foreign"}
     assert updates[-1]["colour"][0] == "colour"
-    assert list(desk.rank(recipe)) == []
+    assert list(desk.forms.rank(recipe)) == []
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_a_link_that_cannot_be_honoured_opens_with_one_sentence(
 
 
 def test_a_page_without_any_pool_or_recording_still_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fwviz.ui import desk as module
+    from fwviz.ui import forms as module
 
     monkeypatch.setattr(module, "pool_ids", lambda: ())
     board = JobBoard(RunStore(tmp_path / "runs"))

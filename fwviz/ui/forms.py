@@ -1,0 +1,116 @@
+"""The recipe form: which recipe it opens with, what a page makes of it, and which checkpoints its tasks want."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from fwviz.pools.open import open_pool, pool_ids
+from fwviz.registry import entries, entry
+from fwviz.runs.assemble import assemble
+from fwviz.runs.recipe import Recipe
+from fwviz.types import FwvizError
+from fwviz.ui import state
+from fwviz.ui.jobs import JobBoard
+from fwviz.ui.library import Library
+from fwviz.ui.panels.sidebar import form_value, relevance_value, runbar_value
+from fwviz.ui.sending import Messages
+from fwviz.ui.state import Opening, Session
+
+FIRST_METHOD = "fw_soft"
+
+
+class Forms:
+    """Recipes of pages, and the rankings of checkpoints by pool and task, which all pages share."""
+
+    def __init__(self, board: JobBoard, library: Library) -> None:
+        self.board = board
+        self.library = library
+        self._rankings: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {}
+        self._ranking = threading.Lock()
+
+    def first(self, session: Session, opening: Opening) -> Recipe:
+        """The recipe of the link, else that of the run shown, else the pool's default."""
+        if opening.recipe_query:
+            query = {"method": FIRST_METHOD, **opening.recipe_query}
+            query.setdefault("pool", pool_ids()[0])
+            state.parse_id(query["pool"], pool_ids(), "pool")
+            return Recipe.from_url(query, open_pool(query["pool"]).card)
+        if session.view is not None:
+            recipe = self.library.find(session.view).recipe
+            if recipe.pool in pool_ids():
+                return recipe
+        fallback = self.fallback()
+        if fallback is None:
+            raise FwvizError("there is no pool of checkpoints here: set FWVIZ_POOLS to a folder that holds one.")
+        return fallback
+
+    def fallback(self, pool: str | None = None) -> Recipe | None:
+        pools = pool_ids()
+        if not pools:
+            return None
+        name = pool or pools[0]
+        method = FIRST_METHOD if FIRST_METHOD in entries("methods") else next(iter(entries("methods")))
+        return Recipe.from_dict({"pool": name, "method": method}, open_pool(name).card)
+
+    def choose_pool(self, data: Any) -> Messages:
+        """Another pool: its tasks and checkpoints, with the pool's default recipe."""
+        name = state.parse_id(state.parse_event(data).get("pool"), pool_ids(), "pool")
+        recipe = self.fallback(name)
+        assert recipe is not None
+        return {"form": self.value(recipe, recipe.to_url()), "runbar": runbar_value(None)}
+
+    def parse(self, data: Any) -> Recipe:
+        """The recipe of an event, checked against its pool."""
+        recipe = state.parse_recipe(state.parse_event(data).get("recipe"), pool_ids())
+        recipe.check(open_pool(recipe.pool).card)
+        return recipe
+
+    def rank(self, recipe: Recipe) -> Iterator[Messages]:
+        """Measure which checkpoint each chosen task's oracle wants at the base, a task at a time.
+
+        The recipe itself is opened first: what it reads stays cached, so that Run begins at once.
+        """
+        pool = open_pool(recipe.pool)
+        if self.board.busy:
+            return  # the page asks again when the run has ended
+        if any(task not in self._known(recipe) for task in recipe.tasks):
+            assemble(recipe)
+        for task in recipe.tasks:
+            if task in self._known(recipe):
+                continue
+            if self.board.busy:
+                return
+            with self._ranking:
+                if task not in self._known(recipe):
+                    asked = replace(recipe, tasks=(task,), checkpoints=pool.checkpoint_ids, seed=0, device="cpu")
+                    scores = entry("lenses", "lmo").run(assemble(asked))
+                    self._known(recipe)[task] = tuple(scores.sort_values("rank")["checkpoint"])
+            yield {"form": self.relevance(recipe)}
+
+    def relevance(self, recipe: Recipe, query: str | None = None) -> str:
+        """What is known of the checkpoints' ranks, with the link of a recipe that was edited."""
+        return relevance_value(self._known(recipe), query)
+
+    def value(self, recipe: Recipe, query: str | None) -> str:
+        """All that the form is sent."""
+        pools = pool_ids()
+        card = open_pool(recipe.pool).card
+        titles = [(name, open_pool(name).card.title) for name in pools]
+        return form_value(
+            replace(card, id=recipe.pool), pools=titles, recipe=recipe, relevance=self._known(recipe), query=query
+        )
+
+    def _known(self, recipe: Recipe) -> dict[str, tuple[str, ...]]:
+        card = open_pool(recipe.pool).card
+        return self._rankings.setdefault((recipe.pool, str(card.base.get("sha256"))), {})
+
+
+def link_of(recipe: Recipe) -> str:
+    """The query of a recipe; coefficients that are too many for a link stay in the page."""
+    try:
+        return recipe.to_url()
+    except FwvizError:
+        return ""

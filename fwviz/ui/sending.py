@@ -1,0 +1,134 @@
+"""What the parts of a page are sent: messages of the run bar, the scrubber, the history, the controls, the charts.
+
+A message set maps the name of a component (see fwviz.ui.app) to what it is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fwviz.registry import entry
+from fwviz.runs.trace import Trace
+from fwviz.types import FwvizError
+from fwviz.ui import views
+from fwviz.ui.by_hand import by_hand
+from fwviz.ui.controls import controls_value
+from fwviz.ui.jobs import Job
+from fwviz.ui.library import Library
+from fwviz.ui.looking import Looking
+from fwviz.ui.measured import Measurements
+from fwviz.ui.panels.editor import editor_problem, editor_value
+from fwviz.ui.panels.history import Row, history_value
+from fwviz.ui.panels.merge import export_value, tiles_value
+from fwviz.ui.panels.scrubber import scrubber_value, source_line
+from fwviz.ui.panels.sidebar import runbar_value
+from fwviz.ui.pictures import Shown
+from fwviz.ui.state import Session, View
+from fwviz.ui.tabs import TABS
+
+Messages = dict[str, str]
+
+
+class Sending:
+    """Makes the messages; while a stream is on, only of what a page does not have yet (see ``Session.sent``)."""
+
+    def __init__(self, library: Library, measured: Measurements, looking: Looking) -> None:
+        self.board = library.board
+        self.library = library
+        self.measured = measured
+        self.looking = looking
+
+    def runbar(self, job: Job | None, error: str = "") -> str:
+        return runbar_value(job, ahead=self.board.ahead(job) if job is not None else 0, error=error)
+
+    def charts(self, session: Session, names: Iterable[str], shown: Shown) -> Messages:
+        """The payloads of some charts; while a stream is on, what has changed of them."""
+        return {name: views.draw(name, shown, self.measured, session.sent) for name in names}
+
+    def controls(self, session: Session, shown: Shown) -> Messages:
+        controls = TABS[session.tab].controls(shown)
+        return {f"{session.tab}_controls": controls_value(session.tab, controls, shown.values)}
+
+    def editor(self, session: Session, shown: Shown, *, judge: bool = True) -> Messages:
+        """The table of the merge by hand, on the tab that has it; judged if there is something to judge."""
+        if session.tab != "weights":
+            return {}
+        try:
+            hand = by_hand(shown)
+            made = self.measured.edit(shown, hand) if shown.edits and judge and not shown.live else None
+        except FwvizError as error:
+            return {"editor": editor_problem(str(error))}
+        return {"editor": editor_value(shown, hand, made)}
+
+    def deck(self, session: Session, shown: Shown, *, replay: bool = False, go: bool = False) -> Messages:
+        assert session.view is not None
+        job = self.looking.job(session)
+        live = job is not None and not job.ended
+        title = source_line(shown.trace, entry("methods", shown.trace.recipe.method).title)
+        count, known = len(shown.trace.frames), 0
+        if session.sent is not None:
+            view, sent = session.sent.get("scrubber", ("", 0))
+            known = sent if view == str(session.view) and sent <= count else 0
+            session.sent["scrubber"] = (str(session.view), count)
+        scrubber = scrubber_value(
+            session.view,
+            shown.trace,
+            views.positions(shown.trace),
+            max(shown.index, 0),
+            live=live,
+            follow=session.index is None,
+            title=title,
+            default=session.view == self.library.first(),
+            replay=replay,
+            go=go,
+            known=known,
+        )
+        return {
+            "scrubber": scrubber,
+            "tiles": tiles_value(views.tiles(shown.trace, shown.index)),
+            "export": export_value(session.view, shown.trace),
+        }
+
+    def history(self, session: Session) -> str:
+        rows = []
+        for view in (*(View("run", name) for name in session.runs), *self.library.recorded()):
+            try:
+                trace = self.library.find(view)
+            except FwvizError:
+                continue  # forgotten here, still remembered by the browser
+            job = self.board.get(view.id) if view.kind == "run" else None
+            rows.append(_row(view, trace, job))
+        return history_value(rows, opened=session.view, compared=session.compare)
+
+
+def news(session: Session, messages: Messages) -> Messages:
+    """The messages that say something else than the last of their kind, while a stream is on."""
+    if session.sent is None:
+        return messages
+    fresh = {}
+    for name, text in messages.items():
+        said = text.partition(",")[2] if text.startswith('{"v":') else text
+        if session.sent.get(f"said {name}") != said:
+            session.sent[f"said {name}"] = said
+            fresh[name] = text
+    return fresh
+
+
+def forget(session: Session, name: str) -> None:
+    """The page lacks what it was sent of a part: all of it is sent next."""
+    if session.sent is not None:
+        session.sent.pop(name, None)
+
+
+def _row(view: View, trace: Trace, job: Job | None) -> Row:
+    test = trace.final.get("test", {})
+    return Row(
+        view=view,
+        recipe=trace.recipe,
+        method_title=entry("methods", trace.recipe.method).title,
+        created=trace.created,
+        status=job.state if job is not None and not job.ended else trace.status,
+        accuracy=sum(score.accuracy for score in test.values()) / len(test) if test else None,
+        seconds=trace.cost.seconds if trace.finished else None,
+        note=trace.note,
+    )
