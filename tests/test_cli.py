@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,6 +86,24 @@ def test_pools_lists_and_verifies(run: Run, tiny_pool_path: Path, tmp_path: Path
     for name in ("colour", "shape_foreign", "Which colour does the patch have?"):
         assert name in out
     assert run("pools", tiny_pool_path, "--verify")[0] == 0
+
+
+def test_pools_says_how_to_get_a_missing_base(
+    run: Run, text_pool_copy: Any, tiny_pool_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text_pool_copy.edit(lambda card: card["base"].update(hub="someone/not-here"))
+    monkeypatch.setenv("FWVIZ_POOLS", os.pathsep.join([str(text_pool_copy.root), str(tiny_pool_path)]))
+    code, out, _ = run("pools")
+    rows = {line.split()[0]: line.split()[3] for line in out.splitlines() if line.startswith("tiny")}
+    assert code == 0
+    assert rows == {"tiny": "here", "tiny_text": "missing"}
+    assert "run `fwviz pools fetch tiny_text`" in out
+    code, out, _ = run("pools", "tiny_text")
+    assert code == 0
+    assert "run `fwviz pools fetch tiny_text`" in out
+    code, _, err = run("merge", "--pool", "tiny_text", "--method", "weight_average")
+    assert code == 1
+    assert "run `fwviz pools fetch tiny_text`" in err
 
 
 def test_score_prints_the_most_negative_with_a_star(run: Run, tiny_pool_path: Path) -> None:

@@ -35,7 +35,11 @@
     // --- pool ------------------------------------------------------------------------------------
     function drawPool() {
       const { pool, pools } = value;
-      const select = el("select", { id: "fw-pool", onchange: () => trigger("pool", { pool: select.value }) }, ...pools.map((p) => el("option", { value: p.id, selected: p.id === pool.id }, p.title)));
+      const choose = () => {
+        trigger("pool", { pool: select.value });
+        select.value = pool.id; // a pool that cannot be opened leaves the form as it is
+      };
+      const select = el("select", { id: "fw-pool", onchange: choose }, ...pools.map((p) => el("option", { value: p.id, selected: p.id === pool.id }, p.title)));
       return section("pool", "Pool", el("label", { class: "fw-sr", for: "fw-pool" }, "Pool of checkpoints"), select, el("p", { class: "fw-help" }, pool.summary));
     }
 

@@ -22,12 +22,16 @@ def pools(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     from fwviz.pools.card import verify
     from fwviz.pools.hub import hub_card_ids, load_hub_card
-    from fwviz.pools.open import open_pool, pool_card, pool_ids
+    from fwviz.pools.open import missing_base, pool_card, pool_ids
 
     if options.pool is None:
         cards = [pool_card(name) for name in pool_ids()]
-        rows = [(c.id, len(c.checkpoints), len(c.tasks), c.title) for c in cards]
-        print_table(("pool", "checkpoints", "tasks", "title"), rows)
+        rows = [
+            (c.id, len(c.checkpoints), len(c.tasks), "missing" if missing_base(c) else "here", c.title) for c in cards
+        ]
+        print_table(("pool", "checkpoints", "tasks", "base", "title"), rows)
+        for sentence in filter(None, map(missing_base, cards)):
+            print(f"\n{sentence}")
         listed = [load_hub_card(name) for name in hub_card_ids()]
         print("\non the Hub (fwviz pools check CARD)")
         print_table(
@@ -35,14 +39,14 @@ def pools(argv: Sequence[str]) -> int:
             [(c.id, len(c.checkpoints), len(c.tasks), c.title) for c in listed],
         )
         return 0
-    card = open_pool(options.pool).card
+    card = pool_card(options.pool)
     if options.verify:
         problems = verify(card)
         for problem in problems:
             print(problem)
         print(f"{len(problems) or 'no'} problems in the files of {card.root}")
         return 1 if problems else 0
-    print(f"{card.title} ({card.id})\n{card.summary}\n")
+    print("\n".join([f"{card.title} ({card.id})", card.summary, *filter(None, [missing_base(card)]), ""]))
     print_table(
         ("checkpoint", "task", "kind", "test", "note"),
         [(c.id, c.task, c.kind, percent(c.accuracy.get("test")), c.note) for c in card.checkpoints],

@@ -20,7 +20,7 @@ MAX_RECIPE_FILE = 1 << 20
 def add_recipe_options(parser: argparse.ArgumentParser, argv: Sequence[str], method: str | None = None) -> None:
     """Options of a recipe. Without a default ``method`` one must be named, and its settings become flags."""
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="a recipe (YAML or JSON); other options go over it")
-    parser.add_argument("--pool", help="id or folder of a pool (the first embedded pool)")
+    parser.add_argument("--pool", help="id or folder of a pool (the first that carries its own base)")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="evaluation tasks, or all (the pool's default)")
     parser.add_argument("--checkpoints", nargs="+", metavar="ID", help="checkpoints, or all (the pool's default)")
     parser.add_argument("--seed", help="seed (0)")
@@ -90,13 +90,11 @@ def read_recipe(path: Path, values: dict[str, Any], settings: dict[str, Any] | N
 
 def _complete(values: dict[str, Any]) -> Recipe:
     """A recipe with what was left open taken from the pool card."""
-    from fwviz.pools.open import open_pool, pool_ids
+    from fwviz.pools.open import first_pool, open_pool
     from fwviz.runs.recipe import Recipe
 
     if "pool" not in values:
-        if not pool_ids():
-            raise FwvizError("no pool was found: name a pool folder with --pool.")
-        values = {**values, "pool": pool_ids()[0]}
+        values = {**values, "pool": first_pool()}
     card = open_pool(str(values["pool"])).card
     for name, everything in (("tasks", card.tasks), ("checkpoints", card.checkpoints)):
         if values.get(name) == ["all"]:

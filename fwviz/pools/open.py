@@ -6,6 +6,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -44,9 +45,35 @@ def pool_ids() -> tuple[str, ...]:
     return tuple(_folders())
 
 
+def first_pool() -> str:
+    """The pool that is meant where none is named: the first by name that carries its own base, so that it opens here.
+
+    Raises:
+        FwvizError: there is no pool.
+    """
+    names = pool_ids()
+    if not names:
+        raise FwvizError("there is no pool of checkpoints here: set FWVIZ_POOLS to a folder that holds one.")
+    return next((name for name in names if _carries_its_base(name)), names[0])
+
+
 def pool_card(id_or_path: str | Path) -> PoolCard:
     """The card of a pool, whose base need not be on this machine."""
-    return load_card(_find(id_or_path))
+    root = _find(id_or_path)
+    try:
+        stat = (root / "pool.yaml").stat()
+    except OSError:
+        return load_card(root)  # which says what is wrong
+    return _read_card(root, stat.st_mtime_ns, stat.st_size)
+
+
+def missing_base(card: PoolCard) -> str:
+    """The sentence that says how to get the base of a pool; empty where it is on this machine."""
+    try:
+        base_folder(card)
+    except FwvizError as error:
+        return str(error)
+    return ""
 
 
 def open_pool(id_or_path: str | Path) -> Pool:
@@ -81,6 +108,19 @@ def _folders() -> dict[str, Path]:
             if is_id(folder.name) and (folder / "pool.yaml").is_file():
                 found.setdefault(folder.name, folder)
     return found
+
+
+@lru_cache(maxsize=64)
+def _read_card(root: Path, changed: int, size: int) -> PoolCard:
+    """A card, read again when the file changes: pages list every pool."""
+    return load_card(root)
+
+
+def _carries_its_base(name: str) -> bool:
+    try:
+        return "path" in pool_card(name).base
+    except FwvizError:
+        return False
 
 
 def _find(id_or_path: str | Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from fwviz.pools.open import first_pool, pool_ids
 from fwviz.runs.recipe import Recipe
 from fwviz.types import FwvizError
 from fwviz.ui import state, views
@@ -62,9 +63,8 @@ class Desk:
             messages["form"] = self.forms.value(recipe, None)
         except FwvizError as error:
             problem = str(error)
-            fallback = self.forms.fallback()
-            if fallback is not None:
-                messages["form"] = self.forms.value(fallback, "")
+            if pool_ids():
+                messages["form"] = self.forms.value(self.forms.fallback(first_pool()), "")
         # Someone who comes without a link sees the recording move; with reduced motion the page jumps to its end.
         replay = opening.job is None and opening.index is None
         if replay:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from fwviz.pools.open import open_pool, pool_ids
+from fwviz.pools.open import first_pool, missing_base, open_pool, pool_card, pool_ids
 from fwviz.registry import entries, entry
 from fwviz.runs.assemble import assemble
 from fwviz.runs.recipe import Recipe
@@ -35,23 +35,17 @@ class Forms:
         """The recipe of the link, else that of the run shown, else the pool's default."""
         if opening.recipe_query:
             query = {"method": FIRST_METHOD, **opening.recipe_query}
-            query.setdefault("pool", pool_ids()[0])
+            query.setdefault("pool", first_pool())
             state.parse_id(query["pool"], pool_ids(), "pool")
             return Recipe.from_url(query, open_pool(query["pool"]).card)
         if session.view is not None:
             recipe = self.library.find(session.view).recipe
             if recipe.pool in pool_ids():
                 return recipe
-        fallback = self.fallback()
-        if fallback is None:
-            raise FwvizError("there is no pool of checkpoints here: set FWVIZ_POOLS to a folder that holds one.")
-        return fallback
+        return self.fallback(first_pool())
 
-    def fallback(self, pool: str | None = None) -> Recipe | None:
-        pools = pool_ids()
-        if not pools:
-            return None
-        name = pool or pools[0]
+    def fallback(self, name: str) -> Recipe:
+        """What a pool suggests."""
         method = FIRST_METHOD if FIRST_METHOD in entries("methods") else next(iter(entries("methods")))
         return Recipe.from_dict({"pool": name, "method": method}, open_pool(name).card)
 
@@ -59,7 +53,6 @@ class Forms:
         """Another pool: its tasks and checkpoints, with the pool's default recipe."""
         name = state.parse_id(state.parse_event(data).get("pool"), pool_ids(), "pool")
         recipe = self.fallback(name)
-        assert recipe is not None
         return {"form": self.value(recipe, recipe.to_url()), "runbar": runbar_value(None)}
 
     def parse(self, data: Any) -> Recipe:
@@ -96,16 +89,24 @@ class Forms:
 
     def value(self, recipe: Recipe, query: str | None) -> str:
         """All that the form is sent."""
-        pools = pool_ids()
         card = open_pool(recipe.pool).card
-        titles = [(name, open_pool(name).card.title) for name in pools]
+        pools = [(name, _title(name)) for name in pool_ids()]
         return form_value(
-            replace(card, id=recipe.pool), pools=titles, recipe=recipe, relevance=self._known(recipe), query=query
+            replace(card, id=recipe.pool), pools=pools, recipe=recipe, relevance=self._known(recipe), query=query
         )
 
     def _known(self, recipe: Recipe) -> dict[str, tuple[str, ...]]:
         card = open_pool(recipe.pool).card
         return self._rankings.setdefault((recipe.pool, str(card.base.get("sha256"))), {})
+
+
+def _title(name: str) -> str:
+    """What the form calls a pool, and whether it cannot be opened yet."""
+    try:
+        card = pool_card(name)
+    except FwvizError:
+        return f"{name} (cannot be read)"
+    return f"{card.title} (its base is to be fetched)" if missing_base(card) else card.title
 
 
 def link_of(recipe: Recipe) -> str:

@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fwviz.pools.open import Pool, open_pool, pool_ids
+from fwviz.pools.open import Pool, first_pool, missing_base, open_pool, pool_card, pool_ids
 from fwviz.space.layout import flatten
 from fwviz.types import FwvizError
 
@@ -128,6 +129,23 @@ def test_pools_are_found_by_name(pool_copy: Any, monkeypatch: pytest.MonkeyPatch
     assert "tiny" not in pool_ids()
     with pytest.raises(FwvizError, match="there is no pool 'tiny'"):
         open_pool("tiny")
+
+
+def test_a_pool_without_its_base_is_listed_but_never_the_first(
+    text_pool_copy: Any, tiny_pool_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    root = text_pool_copy.root.rename(tmp_path / "a_first_by_name")
+    shutil.copytree(tiny_pool_path, tmp_path / "tiny")
+    monkeypatch.setenv("FWVIZ_POOLS", str(tmp_path))
+    assert first_pool() == "a_first_by_name"
+    assert missing_base(pool_card(root)) == ""
+    replace(text_pool_copy, root=root).edit(lambda card: card["base"].update(hub="someone/not-here"))
+    assert pool_ids()[:2] == ("a_first_by_name", "tiny")
+    assert first_pool() == "tiny"
+    assert "fwviz pools fetch" in missing_base(pool_card("a_first_by_name"))
+    monkeypatch.setattr("fwviz.pools.open._folders", dict)
+    with pytest.raises(FwvizError, match="there is no pool of checkpoints here: set FWVIZ_POOLS"):
+        first_pool()
 
 
 @pytest.mark.parametrize("name", ["..", ".", "tests", ""])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -309,9 +310,26 @@ def test_a_link_that_cannot_be_honoured_opens_with_one_sentence(
 
 
 def test_a_page_without_any_pool_or_recording_still_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fwviz.ui import forms as module
+    from fwviz.pools import open as module
 
-    monkeypatch.setattr(module, "pool_ids", lambda: ())
+    monkeypatch.setattr(module, "_folders", dict)
     board = JobBoard(RunStore(tmp_path / "runs"))
     messages = Desk(board, Library(board, RunStore(tmp_path / "none"))).open(Session(), Opening())
     assert "no pool" in json.loads(messages["runbar"])["message"]
+
+
+def test_a_pool_whose_base_is_missing_takes_nothing_else_down(
+    desk: Desk, tiny_pool_path: Path, text_pool_copy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is listed and says so, choosing it is one sentence on how to get the base, and the page is as it was."""
+    text_pool_copy.edit(lambda card: card["base"].update(hub="someone/not-here"))
+    monkeypatch.setenv("FWVIZ_POOLS", os.pathsep.join([str(text_pool_copy.root), str(tiny_pool_path)]))
+    form = said(desk.open(Session(), Opening()), "form")
+    titles = {pool["id"]: pool["title"] for pool in form["pools"]}
+    assert titles["tiny_text"] == "Tiny sentences (its base is to be fetched)"
+    assert form["recipe"]["pool"] == form["pool"]["id"] == "tiny"
+    with pytest.raises(FwvizError, match="run `fwviz pools fetch tiny_text`"):
+        desk.forms.choose_pool({"pool": "tiny_text"})
+    messages = desk.open(Session(), parse_opening(json.dumps({"query": {"pool": "tiny_text"}})))
+    assert "fwviz pools fetch" in said(messages, "runbar")["message"]
+    assert said(messages, "form")["recipe"]["pool"] == "tiny"
