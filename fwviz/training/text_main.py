@@ -10,7 +10,7 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,21 +70,25 @@ def training_split(job: Job, split: TextSplit, seed: int) -> TextSplit:
     return replace(split, labels=tuple(labels.tolist()))
 
 
-def run_job(job: Job, base: Path, folders: Mapping[str, Path], folder: Path, seed: int) -> tuple[str, float]:
-    """Train one adapter into ``folder/<id>``, unless it is there; returns its id and the seconds it took."""
+def run_job(job_id: str, base: Path, folders: Mapping[str, Path], folder: Path, seed: int) -> tuple[str, float]:
+    """Train one adapter into ``folder/<id>``, unless it is there; returns its id and the CPU seconds it took.
+
+    Jobs are named, not sent: how a task reads its sentences does not go from process to process.
+    """
     import torch
 
+    job = next(job for job in jobs() if job.id == job_id)
     out = folder / job.id
     if out.is_dir():
         return job.id, 0.0
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    start = time.monotonic()
+    start = time.process_time()
     split = training_split(job, draw_texts(job.task, folders)["train"], seed)
     partial = out.with_name(out.name + ".part")
     train_adapter(base, job.task, split, job.plan, seed, partial)
     partial.rename(out)
-    return job.id, time.monotonic() - start
+    return job.id, time.process_time() - start
 
 
 def train_text_pool(
@@ -101,13 +105,15 @@ def train_text_pool(
     base = folders[BASE.name] / BASE_MODULE / BASE_FOLDER
     adapters = cache / "adapters"
     adapters.mkdir(parents=True, exist_ok=True)
-    seconds = []
     with ProcessPoolExecutor(threads) as pool:
-        running = [pool.submit(run_job, job, base, folders, adapters, seed) for job in jobs()]
-        for done in running:
-            job_id, took = done.result()
-            seconds.append(took)
-            log.info("adapter %s in %.0f s", job_id, took)
+        running = [pool.submit(run_job, job.id, base, folders, adapters, seed) for job in jobs()]
+        for done in as_completed(running):
+            try:
+                job_id, took = done.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+            log.info("adapter %s in %.0f CPU s", job_id, took)
     write_text_pool(out / name, name, base, adapters, folders, fetched, seed)
 
 
@@ -139,10 +145,8 @@ def write_text_pool(
         ),
         "family": "sentence_encoder",
         "base": {
-            "package": BASE.name,
-            "module": BASE_MODULE,
             "hub": HUB_ID,
-            "path": BASE_FOLDER,
+            "package": {"name": BASE.name, "module": BASE_MODULE, "folder": BASE_FOLDER},
             "sha256": cards.sha256(base / "model.safetensors"),
             "parameters": 22_713_216,
             "licence": "Apache-2.0",

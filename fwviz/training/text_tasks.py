@@ -19,7 +19,7 @@ from pathlib import Path
 from fwviz.training.sources import Package
 
 ROLES = ("train", "calibration", "validation", "test")
-SHARES = {"train": 0.45, "calibration": 0.10, "validation": 0.15, "test": 0.30}
+SHARES = {"train": 0.43, "calibration": 0.12, "validation": 0.15, "test": 0.30}
 CAPS = {"train": 3000, "calibration": 120, "validation": 200, "test": 400}
 CLEAR = 0.8  # mean rating, on a scale from -4 to 4, beyond which a sentence counts as positive or negative
 MAX_WORDS = 48
@@ -111,7 +111,7 @@ def draw_texts(task: TextTask, folders: Mapping[str, Path]) -> dict[str, TextSpl
         if len(text.split()) < 2 or text.lower() in seen:
             continue
         seen.add(text.lower())
-        by_role[_role(f"{task.id}:{key}")][label].append((_digest(f"{task.id}:{text}"), text, key))
+        by_role[_role(key)][label].append((_digest(f"{task.id}:{text}"), text, key))
     splits = {}
     for role in ROLES:
         each = min(task.rows(role) // len(task.classes), min(len(rows) for rows in by_role[role]))
