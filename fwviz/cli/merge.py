@@ -46,7 +46,7 @@ def merge(argv: Sequence[str]) -> int:
         raise FwvizError(trace.note)
     _print_results(trace)
     if options.out is not None:
-        kept = RunStore(options.runs).extension(writer.id)
+        kept = RunStore(options.runs).kept(writer.id)
         print(
             f"weights: {export_weights(trace, -1, options.out, options.format, kept=kept, rank=options.adapter_rank)}"
         )
@@ -77,7 +77,7 @@ def export(argv: Sequence[str]) -> int:
 
     store = RunStore(options.runs)
     source = store.load(options.run) if options.run else read_recipe(options.recipe, {})
-    kept = store.extension(options.run) if options.run else None
+    kept = store.kept(options.run) if options.run else None
     print(export_weights(source, options.frame, options.out, options.format, kept=kept, rank=options.adapter_rank))
     return 0
 

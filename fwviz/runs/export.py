@@ -17,6 +17,7 @@ from fwviz.backbones.families import FAMILIES
 from fwviz.pools.adapters import write_lora
 from fwviz.registry import entry
 from fwviz.runs.assemble import Assembly, assemble
+from fwviz.runs.extension import Kept
 from fwviz.runs.merged import save_parts
 from fwviz.runs.recipe import Recipe
 from fwviz.runs.runner import execute
@@ -43,7 +44,7 @@ def export_weights(
     folder: Path | str,
     format: ExportFormat | None = None,
     *,
-    kept: Extension | None = None,
+    kept: Kept | None = None,
     rank: int | None = None,
 ) -> Path:
     """Write the merged model of one frame to a new or empty folder; a recipe is run first. Returns the folder.
@@ -54,8 +55,8 @@ def export_weights(
     them for :func:`fwviz.runs.merged.load_merged`. ``adapter``, for a pool of adapters, is a LoRA for the unchanged
     base: exact for a linear merge, else (or with ``rank``) the best of a rank, its error in the model card.
 
-    ``kept`` is the extension of the last iterate if the run store has it (:meth:`fwviz.runs.store.RunStore.extension`),
-    else the method is run again for it. Raises FwvizError if the folder is not empty or the run has no such frame.
+    ``kept`` are the parts of the last iterate if the run store has them (:meth:`fwviz.runs.store.RunStore.kept`), else
+    the method is run again for them. Raises FwvizError if the folder is not empty or the run has no such frame.
     """
     target = Path(folder)
     if rank is not None and rank < 1:
@@ -168,19 +169,22 @@ def merged_weights(trace: Trace, index: int, assembly: Assembly) -> Tensor:
 
 
 def merged_parts(
-    trace: Trace, index: int, assembly: Assembly, kept: Extension | None = None
+    trace: Trace, index: int, assembly: Assembly, kept: Kept | None = None
 ) -> tuple[Tensor, Extension | None]:
     """The merged weights θ (P,) float32 of one frame and what the merge has beside them.
 
-    Linear merges are rebuilt from the recorded coefficients, with ``kept`` as the extension of the last iterate; others
-    by running the method again.
+    Linear merges are rebuilt from the recorded coefficients, the last iterate of one with an extension from what the
+    store has ``kept`` of it; others by running the method again.
     """
     frame = trace.frame(index)
     vectors = assembly.problem.vectors
     last = trace.frame(-1)
     known = kept if (frame.t, frame.inner) == (last.t, last.inner) else None
+    extension = known.extension if known is not None else None
     if frame.coefficients is not None and (known is not None or not frame.stored_bytes):
-        return trace.theta(index, vectors), known
+        return trace.theta(index, vectors), extension
+    if known is not None and known.theta is not None:
+        return known.theta, extension
     method = entry("methods", trace.recipe.method)
     with closing(method.run(assembly.problem, trace.recipe.method_settings())) as steps:
         for step in steps:

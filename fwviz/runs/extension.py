@@ -2,6 +2,7 @@
 
 ::
 
+    backbone.safetensors  the backbone's weights, in a record, where no coefficients tell them
     experts.safetensors   tensors of experts and feature maps
     router.safetensors    tensors of the router, none for one that is told the task
     extension.json        which tensor is which part of what   (written last: where it is, the others are whole)
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,44 @@ from fwviz.tasks.extended import pack, unpack
 from fwviz.types import Extension, FwvizError
 
 EXTENSION_FILES = ("experts.safetensors", "router.safetensors", "extension.json")
+BACKBONE_FILE = "backbone.safetensors"
+MAX_BACKBONE_BYTES = 128 << 20
 FORMAT = 1
 
 _MAX_JSON = 16 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The parts of the last iterate of a run: the extension, and the backbone θ (P,) if it is not linear.
+
+    A record leaves out a backbone of more than 128 MiB: it is made again from the recipe when it is wanted.
+    """
+
+    extension: Extension
+    theta: Tensor | None = None
+
+
+def save_kept(folder: Path, kept: Kept) -> None:
+    """Write the parts, the extension last: where it is, all that is kept is there."""
+    if kept.theta is not None and kept.theta.nbytes <= MAX_BACKBONE_BYTES:
+        _replace(folder / BACKBONE_FILE, {"theta": kept.theta.cpu()})
+    save_extension(folder, kept.extension)
+
+
+def load_kept(folder: Path, size: int) -> Kept | None:
+    """The parts in a folder for a backbone of ``size`` parameters, None if there are none.
+
+    Raises FwvizError if a file is damaged or does not fit.
+    """
+    extension = load_extension(folder, size)
+    if extension is None:
+        return None
+    path = folder / BACKBONE_FILE
+    theta = _read(path).get("theta") if path.is_file() else None
+    if theta is not None and theta.shape != (size,):
+        raise FwvizError(f"{path} does not fit the run: delete the run and merge again.")
+    return Kept(extension, theta)
 
 
 def save_extension(folder: Path, extension: Extension) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from fwviz.registry import entry
 from fwviz.runs.assemble import Assembly, assemble, describe
 from fwviz.runs.cost import Clock, MemoryWatch
+from fwviz.runs.extension import Kept
 from fwviz.runs.recipe import Recipe
 from fwviz.runs.store import RunWriter
 from fwviz.runs.trace import Cost, Frame, Trace, matrix
@@ -193,7 +194,7 @@ class _Session:
             )
             self.trace = replace(self.trace, frames=tuple(self._frames), status=status, note=closing.note, cost=cost)
             if self._writer is not None:
-                self._writer.finish(self.trace, None if self._last is None else self._last.extension)
+                self._writer.finish(self.trace, self._kept())
         return self._frames[-1]
 
     def _begin(self, assembly: Assembly) -> None:
@@ -298,6 +299,13 @@ class _Session:
         elif step.delta is not None:
             torch.add(vectors.base, step.delta, out=self._theta)
         self._filled = step
+
+    def _kept(self) -> Kept | None:
+        """The parts of the last iterate, if it has several."""
+        last = self._last
+        if last is None or last.extension is None:
+            return None
+        return Kept(last.extension, self._theta if last.coefficients is None and self._filled is last else None)
 
     def _frame(
         self,

@@ -4,7 +4,7 @@
 
     <id>/header.json     recipe, group names, reference rows, device, versions   (written first)
     <id>/frames.jsonl    one frame a line, flushed as they come
-    <id>/extension.json  experts and router of a merge that has them, with two safetensors files beside it
+    <id>/extension.json  experts and router of a merge that has them, with safetensors files beside it
     <id>/result.json     status, note, cost                                      (written last)
     <id>/frames.parquet  the table of the frames, for other tools
 
@@ -26,10 +26,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from fwviz.runs.extension import load_extension, save_extension
+from fwviz.runs.extension import Kept, load_kept, save_kept
 from fwviz.runs.recipe import Recipe
 from fwviz.runs.trace import FORMAT, Cost, Frame, Trace
-from fwviz.types import Extension, FwvizError, Status
+from fwviz.types import FwvizError, Status
 
 try:
     import fcntl
@@ -106,14 +106,14 @@ class RunStore:
         frames = tuple(_read_frames(folder / "frames.jsonl"))
         return _with_result(folder, replace(trace, frames=frames))
 
-    def extension(self, run_id: str) -> Extension | None:
-        """What the last iterate of a completed run has beside its weights, None if it has nothing.
+    def kept(self, run_id: str) -> Kept | None:
+        """The parts of the last iterate of a completed run, None if it is all of one part.
 
         Raises FwvizError if there is no such run or a file of it is damaged.
         """
         folder = self._folder(run_id)
         sizes = _read_header(folder).group_sizes.get("model")
-        return load_extension(folder, sizes[0]) if sizes else None
+        return load_kept(folder, sizes[0]) if sizes else None
 
     def delete(self, run_id: str) -> None:
         """Remove a run. Raises FwvizError if there is none or it is under way."""
@@ -184,13 +184,13 @@ class RunWriter:
         self._frames.flush()
         self._written += len(line)
 
-    def finish(self, trace: Trace, extension: Extension | None = None) -> None:
-        """Record how the run ended, with all of its trace and the extension of its last step; done once."""
+    def finish(self, trace: Trace, kept: Kept | None = None) -> None:
+        """Record how the run ended, with all of its trace and the parts of its last step; done once."""
         if self._frames.closed:
             return
         os.fsync(self._frames.fileno())
-        if extension is not None:
-            save_extension(self.folder, extension)
+        if kept is not None:
+            save_kept(self.folder, kept)
         trace.table().to_parquet(self.folder / "frames.parquet", index=False)
         test = trace.final.get("test", {})
         result: dict[str, Any] = {"status": trace.status, "note": trace.note, "cost": asdict(trace.cost)}

@@ -298,7 +298,7 @@ def launch() -> None:
 
 def launch_settings(desk: Desk) -> dict[str, Any]:
     """What ``Blocks.launch`` is given: nothing leaves this machine, nothing but our own files is served."""
-    downloads = exports.routes(web.PREFIX, desk.library.find, desk.library.folder)
+    downloads = exports.routes(web.PREFIX, desk.library)
     return {
         "theme": make_theme(),
         "head": web.head(),

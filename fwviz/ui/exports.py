@@ -7,7 +7,6 @@ import shutil
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 from starlette.background import BackgroundTask
@@ -15,30 +14,33 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from fwviz.runs.extension import Kept
 from fwviz.runs.trace import Trace
 from fwviz.types import FwvizError
-from fwviz.ui.state import View, parse_index, parse_view
+from fwviz.ui.library import Library
+from fwviz.ui.state import parse_index, parse_view
 
 # Weights are rebuilt from the pool: two at a time bound the memory and the disk they take.
 _rebuilding = threading.BoundedSemaphore(2)
 
 
-def routes(prefix: str, find: Callable[[View], Trace], folder_of: Callable[[View], Path]) -> list[BaseRoute]:
-    """The routes; ``find`` gives the trace of a view, ``folder_of`` its record on disk. Both raise FwvizError."""
+def routes(prefix: str, library: Library) -> list[BaseRoute]:
+    """The routes over the runs and recordings of a library."""
 
     def serve(request: Request) -> Response:
         try:
             view = parse_view(request.path_params["view"])
             what = request.path_params["what"]
             if what == "recipe":
-                return _file(find(view).recipe.to_yaml().encode(), f"{view.id}.yaml", "application/yaml")
+                return _file(library.find(view).recipe.to_yaml().encode(), f"{view.id}.yaml", "application/yaml")
             if what == "table":
-                return _file(find(view).table().to_csv(index=False).encode(), f"{view.id}.csv", "text/csv")
+                return _file(library.find(view).table().to_csv(index=False).encode(), f"{view.id}.csv", "text/csv")
             if what == "trace":
-                return _file(_zipped(folder_of(view)), f"{view.id}.zip", "application/zip")
+                return _file(_zipped(library.folder(view)), f"{view.id}.zip", "application/zip")
             if what == "weights":
-                trace = find(view)
-                return _weights(trace, parse_index(request.query_params.get("index", "0"), len(trace.frames)))
+                trace = library.find(view)
+                index = parse_index(request.query_params.get("index", "0"), len(trace.frames))
+                return _weights(trace, index, library.kept(view))
             return PlainTextResponse("There is no such download.", status_code=404)
         except FwvizError as error:
             return PlainTextResponse(str(error), status_code=404)
@@ -59,7 +61,7 @@ def _zipped(folder: Path) -> bytes:
     return memory.getvalue()
 
 
-def _weights(trace: Trace, index: int) -> Response:
+def _weights(trace: Trace, index: int, kept: Kept | None) -> Response:
     """The merged model of one frame as a zip, written to a folder that is removed once it is sent."""
     from fwviz.runs.export import export_weights
 
@@ -68,7 +70,7 @@ def _weights(trace: Trace, index: int) -> Response:
     folder = Path(tempfile.mkdtemp(prefix="fwviz-export-"))
     try:
         name = f"{trace.id or 'merge'}-t{trace.frame(index).t}"
-        model = export_weights(trace, index, folder / name)
+        model = export_weights(trace, index, folder / name, kept=kept)
         packed = folder / f"{name}.zip"
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:  # weights do not shrink
             for path in sorted(model.rglob("*")):

@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from pathlib import Path
 
+from fwviz.runs.extension import Kept
 from fwviz.runs.store import RunStore
 from fwviz.runs.trace import Trace
 from fwviz.types import FwvizError
@@ -54,6 +55,10 @@ class Library:
         if not self.find(view).finished:
             raise FwvizError("the run is still under way: its record can be downloaded when it has ended.")
         return self._store(view).root / view.id
+
+    def kept(self, view: View) -> Kept | None:
+        """The parts of the last iterate of a finished run, None if it is under way or all of one part."""
+        return self._store(view).kept(view.id) if self.find(view).finished else None
 
     def forget(self, view: View) -> None:
         """Delete a run of the store."""

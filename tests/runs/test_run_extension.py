@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from fwviz import registry
@@ -112,14 +113,15 @@ def test_an_export_answers_as_the_run_was_judged(
     store = RunStore(tmp_path / "runs")
     writer = store.create(recipe(tiny_pool_path, linear=linear))
     trace = execute(recipe(tiny_pool_path, linear=linear), writer=writer)
-    kept = store.extension(writer.id)
+    kept = store.kept(writer.id)
     assert kept is not None
+    assert (kept.theta is None) is linear
     assembly = assemble(trace.recipe)
     theta, again = merged_parts(trace, -1, assembly)
-    folder = export_weights(trace, -1, tmp_path / "merged", format, kept=kept if linear else None)
+    folder = export_weights(trace, -1, tmp_path / "merged", format, kept=kept)
     model = load_merged(folder)
     assert torch.equal(model.theta, theta)
-    assert stored_bytes(model.extension) == stored_bytes(kept) == stored_bytes(again)
+    assert stored_bytes(model.extension) == stored_bytes(kept.extension) == stored_bytes(again)
     for task in TASKS:
         data = load_split(assembly.pool.card, assembly.pool.card.task(task), "test")
         logits = model.logits(data.inputs, task)
@@ -132,6 +134,63 @@ def test_an_export_answers_as_the_run_was_judged(
     assert f"{trace.cost.stored_bytes:,} bytes" in text
     with pytest.raises(FwvizError, match="no head for task 'corner'"):
         model.logits(data.inputs, "corner")
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_what_is_kept_is_not_made_again(
+    tiny_pool_path: Path, tmp_path: Path, parts: str, linear: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RunStore(tmp_path)
+    chosen = recipe(tiny_pool_path, linear=linear)
+    writer = store.create(chosen)
+    trace = execute(chosen, writer=writer)
+    assembly = assemble(chosen)
+    theta, extension = merged_parts(trace, -1, assembly)
+    earlier = merged_parts(trace, 0, assembly)[0]
+    kept = store.kept(writer.id)
+
+    def refuse(problem: Problem, settings: Parts) -> Iterator[Step]:
+        raise AssertionError("the method ran again")
+        yield
+
+    known = registry.entry("methods", "parts")
+    monkeypatch.setitem(registry._REGISTRIES["methods"], "parts", dataclasses.replace(known, run=refuse))
+    stored_theta, stored = merged_parts(trace, -1, assembly, kept)
+    assert torch.equal(stored_theta, theta)
+    assert stored is not None
+    assert extension is not None
+    assert stored_bytes(stored) == stored_bytes(extension)
+    first = merged_parts(trace, 0, assembly, kept)  # what is kept is of the last iterate, and of no other
+    assert first[1] is None
+    assert torch.equal(first[0], earlier)
+    with pytest.raises(AssertionError, match="ran again"):
+        merged_parts(trace, -1, assembly)
+
+
+def test_a_large_backbone_is_left_out_of_the_record(
+    tiny_pool_path: Path, tmp_path: Path, parts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fwviz.runs.extension.MAX_BACKBONE_BYTES", 1000)
+    store = RunStore(tmp_path)
+    chosen = recipe(tiny_pool_path, linear=False)
+    writer = store.create(chosen)
+    trace = execute(chosen, writer=writer)
+    kept = store.kept(writer.id)
+    assert kept is not None
+    assert kept.theta is None
+    assert not (tmp_path / writer.id / "backbone.safetensors").exists()
+    assembly = assemble(chosen)
+    assert torch.equal(merged_parts(trace, -1, assembly, kept)[0], merged_parts(trace, -1, assembly)[0])
+
+
+def test_a_kept_backbone_of_another_size_is_refused(tiny_pool_path: Path, tmp_path: Path, parts: str) -> None:
+    store = RunStore(tmp_path)
+    chosen = recipe(tiny_pool_path, linear=False)
+    writer = store.create(chosen)
+    execute(chosen, writer=writer)
+    save_file({"theta": torch.zeros(3)}, tmp_path / writer.id / "backbone.safetensors")
+    with pytest.raises(FwvizError, match="does not fit the run"):
+        store.kept(writer.id)
 
 
 def test_a_plain_export_loads_too(tiny_pool_path: Path, tmp_path: Path) -> None:
@@ -180,10 +239,10 @@ def test_the_store_keeps_the_extension_of_a_completed_run_only(
     assert {"experts.safetensors", "router.safetensors", "extension.json", "result.json"} <= held
     assert not any(name.endswith(".partial") for name in held)
     (folder / "extension.json").unlink()  # what a run killed while it was writing leaves behind
-    assert store.extension(writer.id) is None
+    assert store.kept(writer.id) is None
     plain = store.create(recipe_of_average(tiny_pool_path))
     execute(recipe_of_average(tiny_pool_path), writer=plain)
-    assert store.extension(plain.id) is None
+    assert store.kept(plain.id) is None
 
 
 def test_old_records_have_no_stored_bytes() -> None:

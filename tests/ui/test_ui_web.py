@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import io
 import json
@@ -15,9 +16,13 @@ import yaml
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from fwviz import registry
+from fwviz.pools.open import open_pool
+from fwviz.runs.merged import load_merged
 from fwviz.runs.recipe import Recipe
 from fwviz.runs.runner import execute
 from fwviz.runs.store import RunStore
+from fwviz.tasks.data import load_split
 from fwviz.ui import exports, web
 from fwviz.ui.chart import make_chart, payload
 from fwviz.ui.jobs import JobBoard
@@ -36,7 +41,7 @@ def recorded(tiny_pool_path: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         trace = execute(recipe, writer=store.create(recipe))
         assert trace.finished, trace.note
         library = Library(JobBoard(RunStore(tmp_path_factory.mktemp("runs"))), store)
-        routes = [*exports.routes(web.PREFIX, library.find, library.folder), *web.routes()]
+        routes = [*exports.routes(web.PREFIX, library), *web.routes()]
         yield TestClient(Starlette(routes=routes)), View("rec", trace.id)
 
 
@@ -100,6 +105,43 @@ def test_downloaded_weights_load(recorded: tuple[TestClient, View], tmp_path: Pa
     (folder,) = tmp_path.iterdir()
     assert CLIPModel.from_pretrained(folder).config.vision_config.image_size == 16
     assert (folder / "recipe.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"), [("emr", {}), ("free_merging", {}), ("twin", {}), ("surgery", {"updates": 10})]
+)
+def test_downloaded_parts_come_from_the_record(
+    recorded: tuple[TestClient, View],
+    tiny_pool_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    settings: dict[str, int],
+) -> None:
+    """A merge with experts or maps that has ended is not run again to be taken home."""
+    store = RunStore(tmp_path / "runs")
+    fields = {"pool": tiny_pool_path.name, "method": method, "settings": settings}
+    recipe = Recipe.from_dict(fields | {"tasks": ["colour", "shape"], "checkpoints": ["colour", "shape"]})
+    trace = execute(recipe, writer=store.create(recipe))
+    assert trace.status != "failed", trace.note
+    library = Library(JobBoard(store), RunStore(tmp_path / "none"))
+    client = TestClient(Starlette(routes=exports.routes(web.PREFIX, library)))
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("the method ran again")
+
+    known = registry.entry("methods", method)
+    monkeypatch.setitem(registry._REGISTRIES["methods"], method, dataclasses.replace(known, run=refuse))
+    answer = client.get(f"/fwviz/export/run:{trace.id}/weights?index={len(trace.frames) - 1}")
+    assert answer.status_code == 200, answer.text
+    zipfile.ZipFile(io.BytesIO(answer.content)).extractall(tmp_path / "out")
+    (folder,) = (tmp_path / "out").iterdir()
+    model = load_merged(folder)
+    card = open_pool(tiny_pool_path.name).card
+    for task in recipe.tasks:
+        data = load_split(card, card.task(task), "test")
+        right = (model.logits(data.inputs, task).argmax(-1) == data.labels).float().mean().item()
+        assert right == pytest.approx(trace.final["test"][task].accuracy, abs=1e-7)
 
 
 @pytest.mark.parametrize(
