@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fwviz.space import pairs as pairs_module
-from fwviz.space.magnitudes import histogram, quantiles
+from fwviz.space.magnitudes import BINS, density, histogram, quantiles
 from fwviz.space.pairs import sign_conflicts
 from fwviz.space.similarity import cosine
 from fwviz.space.vectors import ResidentTaskVectors
@@ -79,3 +79,32 @@ def test_half_zeros_have_a_median_at_zero() -> None:
     found = quantiles(histogram(vectors_of(row), 0, 82), (0.5, 0.9))
     assert float(found[0, 0]) == 0.0
     assert float(found[0, 1]) == pytest.approx(0.25, rel=0.13)
+
+
+def test_the_density_integrates_to_the_share_that_moved() -> None:
+    row = torch.randn(1, 82, generator=torch.Generator().manual_seed(3))
+    row[0, :41] = 0.0
+    at = torch.logspace(-6, 4, 4001, dtype=torch.float64)
+    found = density(histogram(vectors_of(row), 0, 82)[0], at)
+    assert float(torch.trapezoid(found, at.log10())) == pytest.approx(0.5, abs=1e-6)
+    assert (found >= 0).all()
+
+
+def test_the_density_is_that_of_the_logarithm() -> None:
+    """Against the law itself: of log-normal changes the density over log₁₀ is a bell of known place and width."""
+    many = 40_000
+    draws = torch.randn(many, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    codes = (10 ** (0.3 * draws - 2)).float().view(torch.int32) >> 20
+    counts = torch.bincount(codes, minlength=BINS)
+    at = torch.tensor([10**-2.6, 10**-2.0, 10**-1.7], dtype=torch.float64)
+    bell = torch.exp(-((at.log10() + 2) / 0.3).square() / 2) / (0.3 * (2 * torch.pi) ** 0.5)
+    torch.testing.assert_close(density(counts, at), bell, rtol=0.05, atol=0)
+
+
+def test_changes_of_one_size_are_one_narrow_bell() -> None:
+    counts = histogram(vectors_of(torch.full((1, 82), 0.25)), 0, 82)[0]
+    at = torch.tensor([0.05, 0.25, 1.2, 0.0], dtype=torch.float64)
+    there = density(counts, at)
+    assert float(there[1]) > 4
+    assert float(there[[0, 2, 3]].max()) < 1e-6
+    assert density(torch.zeros_like(counts), at).tolist() == [0.0] * 4
