@@ -111,7 +111,7 @@ def results(names: Names) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {"series": s, "task": t, "accuracy": a - 0.01 * k}
-            for s, a in (("merged", 0.8), ("base", 0.4), ("individual", 0.95), ("average", 0.5))
+            for s, a in (("merged", 0.8), ("base", 0.4), ("individual", 0.95), ("mtl", 0.9), ("average", 0.5))
             for k, t in enumerate(names[0])
         ]
     )
@@ -128,8 +128,10 @@ def comparison(names: Names) -> pd.DataFrame:
                 "normalised": 0.95 - 0.03 * i,
                 "base": 0.3,
                 "individual": 0.95,
+                "mtl": 0.93,
                 "seconds": 10.0 * i,
                 "peak_memory_bytes": 2**27,
+                "stored_bytes": 10**6 * (i % 2),
             }
             for i, c in enumerate(names[1])
             for k, t in enumerate(names[0])
@@ -187,10 +189,11 @@ def weights_by_type(names: Names) -> pd.DataFrame:
 
 def magnitudes(names: Names) -> pd.DataFrame:
     rows = [
-        {"group": g, "checkpoint": c, "layer": f"block.{j // 16}"}
-        | {q: (1 + i) * 1e-3 * (k + 1) for k, q in enumerate(("q05", "q25", "median", "q75", "q95"))}
+        {"group": g, "checkpoint": c, "layer": f"block.{j // 16}", "change": 1e-3 * 1.2**k, "density": k * (33 - k)}
+        | {q: (1 + i) * 1e-3 * (m + 1) for m, q in enumerate(("q05", "q25", "median", "q75", "q95"))}
         for j, g in enumerate(names[2])
         for i, c in enumerate(("all", *names[1]))
+        for k in (range(33) if c == "all" else (17,))
     ]
     return pd.DataFrame(rows)
 

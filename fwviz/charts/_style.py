@@ -196,6 +196,14 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 
+def size(count: float) -> str:
+    """Bytes as 812 B, 34 kB, 4.1 MB, 1.2 GB."""
+    for unit, one in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= one:
+            return f"{count / one:.1f} {unit}" if count < 10 * one else f"{count / one:.0f} {unit}"
+    return f"{count:.0f} B"
+
+
 def listed(words: Sequence[str], most: int = 3) -> str:
     """a, b and c; the rest only counted."""
     if len(words) > most:

@@ -13,12 +13,13 @@ from fwviz.registry import chart
 
 READING = (
     "Bar: the merged model. Ring: the base it started from. Upright mark: the checkpoint fine-tuned on that task "
-    "alone. Diamond: the plain average of all checkpoints."
+    "alone. Diamond: the plain average of all checkpoints. Cross: one model trained on all tasks of the pool."
 )
 ROW = 34
 LOOKS: dict[str, tuple[str, str, int]] = {
     "base": ("base", "circle-open", 9),
     "average": ("average merge", "diamond-open", 10),
+    "mtl": ("multi-task", "x-thin", 8),
     "individual": ("own checkpoint", "line-ns", 14),
 }
 
@@ -28,7 +29,7 @@ def accuracy_bars(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: b
     """One bar per task and one for their average, with the base, own checkpoint and average merge as marks.
 
     Args:
-        data: rows of the lens ``results``: ``series`` ("merged", "base", "individual", "average"), ``task``,
+        data: rows of the lens ``results``: ``series`` ("merged", "base", "individual", "mtl", "average"), ``task``,
             ``accuracy`` in [0, 1], optionally ``count`` (test images), ``task_title``.
     """
     rows = style.take(data, ("series", "task", "accuracy"), ("accuracy",))
@@ -116,7 +117,7 @@ def accuracy_bars(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: b
         if np.isfinite(value)
     ]
     shown = [series for series in LOOKS if table[series].notna().any()]
-    signs = {"base": "○", "average": "◇", "individual": "┃"}
+    signs = {"base": "○", "average": "◇", "mtl": "×", "individual": "┃"}
     key = "   ".join(f"{signs[series]} {LOOKS[series][0]}" for series in shown)
     left = style.text_width(labels) + 14
     notes.append(style.note(key, theme, y=0, yanchor="top", yshift=-24, xshift=-left if narrow else 0))
@@ -162,7 +163,12 @@ def accuracy_bars(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: b
 
 def _sentence(title: str, row: pd.Series) -> str:
     parts = [f"On <b>{style.safe(title)}</b> the merged model reaches {style.percent(float(row['merged']))}."]
-    for series, words in (("base", "the base"), ("individual", "its own checkpoint"), ("average", "the average merge")):
+    for series, words in (
+        ("base", "the base"),
+        ("individual", "its own checkpoint"),
+        ("mtl", "one model trained on all tasks"),
+        ("average", "the average merge"),
+    ):
         if np.isfinite(row[series]):
             difference = f", {style.points(row['merged'] - row[series])}" if np.isfinite(row["merged"]) else ""
             parts.append(f"Against {words} ({style.percent(float(row[series]))}){difference}.")

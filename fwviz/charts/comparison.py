@@ -13,23 +13,25 @@ from fwviz.charts import _style as style
 from fwviz.registry import chart
 
 READING = (
-    "One row per run, the best on top. The large dot is its average accuracy, small dots are the tasks; the two "
-    "lines are the base and the tasks' own checkpoints. A short spread means no task was sacrificed."
+    "One row per run, the best on top. The large dot is its average accuracy, small dots are the tasks; the dotted "
+    "lines are the base, one model trained on all tasks of the pool, and the tasks' own checkpoints. A short spread "
+    "means no task was sacrificed; kept are experts, masks and routers that a merge needs beside one model."
 )
 ROW = 34
-MARKS = {"base": "base", "individual": "own checkpoints"}
+MARKS = {"base": "base", "mtl": "multi-task", "individual": "own checkpoints"}
+LEVEL = 13  # px between the names of two marks, one above the other
 
 
 @chart("Runs compared", question="Which method merges best, and at what cost?", lens="comparison", reading=READING)
 def comparison(
     data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool = False, normalised: bool = False
 ) -> go.Figure:
-    """Dot plot: rows are runs sorted by average, x is accuracy, dots are tasks; seconds and memory stand at the right.
+    """Dot plot: rows are runs sorted by average, x is accuracy, dots are tasks; what a run cost stands at the right.
 
     Args:
         data: rows run × task of the lens ``comparison``: ``run``, ``task``, ``accuracy`` in [0, 1], optionally
-            ``label``, ``normalised`` (accuracy ÷ own checkpoint's), ``base``, ``individual``, ``seconds``,
-            ``peak_memory_bytes``, ``task_title``.
+            ``label``, ``normalised`` (accuracy ÷ own checkpoint's), ``base``, ``mtl``, ``individual``, ``seconds``,
+            ``peak_memory_bytes``, ``stored_bytes`` (kept beside one model), ``task_title``.
         normalised: draw the normalised score of the paper instead of the accuracy.
     """
     value = "normalised" if normalised else "accuracy"
@@ -42,7 +44,12 @@ def comparison(
     names = style.titles(rows, "task")
     colours, styles = style.palette(theme), style.task_styles(names, theme)
     runs = rows.groupby("run", sort=False).agg(mean=("value", "mean"), tasks=("task", "nunique"))
-    for column, default in (("label", ""), ("seconds", np.nan), ("peak_memory_bytes", np.nan)):
+    for column, default in (
+        ("label", ""),
+        ("seconds", np.nan),
+        ("peak_memory_bytes", np.nan),
+        ("stored_bytes", np.nan),
+    ):
         runs[column] = rows.groupby("run", sort=False)[column].first() if column in rows else default
     runs["label"] = [label if isinstance(label, str) and label else run for run, label in runs["label"].items()]
     # Averages over different tasks are not comparable: complete runs first.
@@ -122,16 +129,9 @@ def comparison(
         {"type": "line", "yref": "paper", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": dotted, "layer": "below"}
         for x in marks.values()
     ]
-    # Two marks close together name themselves one above the other.
-    near = len(marks) == 2 and abs(marks["individual"] - marks["base"]) < (0.6 if narrow else 0.2) * (top - floor)
-    for column, word in MARKS.items():
-        if column in marks:
-            x = marks[column]
-            place = (x - floor) / (top - floor)
-            anchor = "left" if place < 0.15 else "right" if place > 0.85 or (narrow and place > 0.6) else "center"
-            raised = 17 if near and column == "individual" else 4
-            text = f"{word} {style.percent(x, 0)}"
-            notes.append(style.note(text, theme, xref="x", x=x, xanchor=anchor, yshift=raised))
+    names_of_marks = _mark_names(marks, floor, top, theme, narrow)
+    notes += names_of_marks
+    above = max([40, *(23 + int(note["yshift"]) for note in names_of_marks)])
     left = 14 if narrow else style.text_width(labels, style.TEXT) + 14
     most = 3 if narrow else 8
     key = "  ".join(style.coloured(f"● {style.short(t, 12)}", styles[k].colour) for k, t in list(names.items())[:most])
@@ -139,11 +139,11 @@ def comparison(
     row_height = 50 if narrow else ROW
     base = style.layout(
         theme,
-        row_height * len(runs) + 40 + 46,
+        row_height * len(runs) + above + 46,
         summary=_summary(runs, unit),
         reading=READING,
         revision=f"comparison {value}",
-        margin=(left, 62 if narrow else 170, 40, 46),
+        margin=(left, 62 if narrow else 170, above, 46),
         narrow=True,
     )
     changes = {
@@ -168,10 +168,28 @@ def comparison(
 
 
 def _marks(rows: pd.DataFrame) -> dict[str, float]:
-    """The average over tasks of the base and of the tasks' own checkpoints, where all are known."""
+    """The average over tasks of the base, the multi-task model and the tasks' own checkpoints, where all are known."""
     tasks = rows.drop_duplicates("task")
     means = {c: float(pd.to_numeric(tasks[c], errors="coerce").mean(skipna=False)) for c in MARKS if c in tasks}
     return {column: mean for column, mean in means.items() if math.isfinite(mean)}
+
+
+def _mark_names(
+    marks: dict[str, float], floor: float, top: float, theme: style.Theme, narrow: bool
+) -> list[dict[str, Any]]:
+    """What each mark is called, above the plot; names that would touch stand one above the other."""
+    width = 250 if narrow else 560  # px of the plot, or a little less
+    ends: list[float] = []  # of the last name at each level
+    made = []
+    for column, x in sorted(marks.items(), key=lambda mark: mark[1]):
+        text = f"{MARKS[column]} {style.percent(x, 0)}"
+        place, long = (x - floor) / (top - floor), style.text_width([text]) / width
+        anchor = "left" if place < long / 2 else "right" if place > 1 - long / 2 else "center"
+        start = place - long * {"left": 0.0, "center": 0.5, "right": 1.0}[anchor]
+        level = next((k for k, end in enumerate(ends) if start > end), len(ends))
+        ends[level : level + 1] = [start + long]
+        made.append(style.note(text, theme, xref="x", x=x, xanchor=anchor, yshift=4 + LEVEL * level))
+    return made
 
 
 def _result(row: pd.Series, theme: style.Theme, narrow: bool) -> dict[str, Any]:
@@ -181,15 +199,27 @@ def _result(row: pd.Series, theme: style.Theme, narrow: bool) -> dict[str, Any]:
     if np.isfinite(row["seconds"]) and not narrow:
         text += f"   {style.duration(float(row['seconds']))}"
         if np.isfinite(row["peak_memory_bytes"]) and row["peak_memory_bytes"] > 0:
-            text += f" {style.DOT} {row['peak_memory_bytes'] / 2**20:.0f} MiB"
+            text += f" {style.DOT} {style.size(float(row['peak_memory_bytes']))}"
+    if row["stored_bytes"] > 0:
+        text += f"<br>+ {style.size(float(row['stored_bytes']))}{'' if narrow else ' kept beside it'}"
     return style.note(
-        text, theme, x=1, xanchor="left", xshift=10, yref="y", y=int(row["row"]), yanchor="middle", yshift=0
+        text,
+        theme,
+        x=1,
+        xanchor="left",
+        xshift=10,
+        yref="y",
+        y=int(row["row"]),
+        yanchor="middle",
+        yshift=0,
+        align="left",
     )
 
 
 def _sentence(title: str, row: pd.Series, unit: str) -> str:
     cost = f"<br>It took {style.duration(float(row['seconds']))}." if np.isfinite(row["seconds"]) else ""
-    return f"<b>{title}</b><br>{style.percent(row['mean'])} {unit} on average over {row['tasks']} tasks.{cost}"
+    kept = f"<br>It keeps {style.size(float(row['stored_bytes']))} beside the model." if row["stored_bytes"] > 0 else ""
+    return f"<b>{title}</b><br>{style.percent(row['mean'])} {unit} on average over {row['tasks']} tasks.{cost}{kept}"
 
 
 def _summary(runs: pd.DataFrame, unit: str) -> str:

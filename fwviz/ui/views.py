@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from fwviz.charts import _style as style
 from fwviz.registry import entry
 from fwviz.runs.trace import Trace
 from fwviz.types import FwvizError, Split
@@ -160,15 +161,8 @@ def tiles(trace: Trace, index: int) -> list[tuple[str, str, str]]:
             ("Base → individual", f"{percent(100 * base)[:-2]} → {percent(100 * individual)}", f"{split}, same tasks")
         )
     made.append(("Time", f"{frame.seconds:.1f} s", "of this run, pauses left out"))
-    made.append(("Extra memory", _bytes(frame.peak_memory_bytes), "peak of the process"))
+    made.append(("Extra memory", style.size(frame.peak_memory_bytes), "peak of the process"))
     if frame.stored_bytes:
-        made.append(("Stored beside the weights", _bytes(frame.stored_bytes), "experts, masks, maps and router"))
-    made.append(("Checkpoint data read", _bytes(frame.bytes_read), f"{len(trace.checkpoints)} checkpoints"))
+        made.append(("Stored beside the weights", style.size(frame.stored_bytes), "experts, masks, maps and router"))
+    made.append(("Checkpoint data read", style.size(frame.bytes_read), f"{len(trace.checkpoints)} checkpoints"))
     return made
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} B"

@@ -19,6 +19,7 @@ from fwviz.charts.gap_curve import gap_curve
 from fwviz.charts.lmo_bars import lmo_bars
 from fwviz.charts.lmo_history import lmo_history
 from fwviz.charts.lmo_layers import lmo_layers
+from fwviz.charts.magnitudes import magnitudes
 from fwviz.charts.promise_reality import promise_reality, trusted
 
 LIGHT = style.palette("light")
@@ -355,6 +356,28 @@ def test_comparison_puts_the_best_complete_run_first() -> None:
     assert raised < [n.yshift for n in close.layout.annotations if n.text.startswith("own checkpoints")]
 
 
+def test_comparison_says_what_is_kept_beside_the_model_and_what_one_trained_model_reaches() -> None:
+    rows = pd.DataFrame(
+        [
+            {"run": r, "label": r, "task": t, "accuracy": a, "base": 0.2, "individual": 0.9, "mtl": m, "seconds": 3.0}
+            | {"stored_bytes": kept}
+            for r, a, kept in (("experts", 0.8, 4_130_000), ("plain", 0.6, 0))
+            for t, m in (("t0", 0.7), ("t1", 0.8))
+        ]
+    )
+    figure = comparison(rows)
+    assert sorted(shape.x0 for shape in figure.layout.shapes) == pytest.approx([0.2, 0.75, 0.9])
+    names = {n.text: n.yshift for n in figure.layout.annotations}
+    assert names["multi-task 75 %"] != names["own checkpoints 90 %"], "names that touch stand one above the other"
+    assert names["base 20 %"] == names["multi-task 75 %"]
+    kept = [n.text for n in figure.layout.annotations if "4.1 MB" in n.text]
+    assert len(kept) == 1, "what is nothing is not said"
+    mean = traces(figure, "scatter", "average")[0]
+    assert ["4.1 MB" in text for text in mean.hovertext] == [True, False]
+    part = rows.assign(mtl=[0.7, math.nan, 0.7, math.nan])
+    assert len(comparison(part).layout.shapes) == 2, "an average over some tasks is none"
+
+
 def test_coefficients_are_weighted_by_parameters() -> None:
     rows = [
         {"group": g, "group_size": n, "checkpoint": c, "coefficient": v}
@@ -367,6 +390,31 @@ def test_coefficients_are_weighted_by_parameters() -> None:
     assert len(dots.x) == 4
     assert figure.layout.xaxis.range[0] < -0.4
     assert "sum −0.05" in figure.layout.annotations[-1].text
+
+
+def test_violins_are_as_wide_as_the_density_and_do_not_touch() -> None:
+    rows = [
+        {"group": g, "checkpoint": "all", "change": 10.0 ** (k - 4), "density": d, "median": 1e-3}
+        | {"q05": 1e-4, "q25": 5e-4, "q75": 2e-3, "q95": 1e-2}
+        for g, densities in (("stem", (0.1, 0.8, 0.2)), ("head", (0.4, 0.2, 0.0)))
+        for k, d in enumerate(densities)
+    ]
+    rows += [
+        {**rows[0], "group": g, "checkpoint": c, "change": m, "density": 0.3, "median": m}
+        for g in ("stem", "head")
+        for c, m in (("a", 2e-3), ("b", 4e-3))
+    ]
+    figure = magnitudes(pd.DataFrame(rows))
+    (outline,) = traces(figure, "scatter", "all checkpoints")
+    np.testing.assert_allclose(outline.x[:6], 0 + 0.44 * np.array([-0.1, -0.8, -0.2, 0.2, 0.8, 0.1]) / 0.8, atol=1e-6)
+    np.testing.assert_allclose(outline.x[7:13], 1 + 0.44 * np.array([-0.4, -0.2, 0, 0, 0.2, 0.4]) / 0.8, atol=1e-6)
+    np.testing.assert_allclose(outline.y[:6], [1e-4, 1e-3, 1e-2, 1e-2, 1e-3, 1e-4], rtol=1e-6)
+    assert np.isnan([outline.x[6], outline.y[6]]).all(), "one violin ends before the next begins"
+    assert outline.fill == "toself"
+    (dots,) = traces(figure, "scatter", "one checkpoint")
+    assert len(dots.y) == 4
+    assert float(dots.x[0]) < 0 < float(dots.x[1])
+    assert figure.layout.yaxis.type == "log"
 
 
 # --- style ----------------------------------------------------------------------------------------
