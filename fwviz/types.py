@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,10 +19,14 @@ from torch import Tensor
 Granularity = Literal["model", "layer", "tensor"]
 Split = Literal["calibration", "validation", "test"]
 LossName = Literal["cross_entropy", "entropy"]
+MetricName = Literal[
+    "accuracy", "matthews", "pearson", "spearman", "pearson_spearman", "exact_match", "rouge", "pass@1"
+]
 Status = Literal["running", "converged", "max_steps", "stopped", "failed"]
 
 GRANULARITIES: tuple[Granularity, ...] = ("model", "layer", "tensor")
 SPLITS: tuple[Split, ...] = ("calibration", "validation", "test")
+METRICS: tuple[MetricName, ...] = get_args(MetricName)
 
 
 class FwvizError(Exception):
