@@ -187,7 +187,11 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy in [0, 1] and mean cross-entropy in nats of one model on one task, over ``count`` samples."""
+    """Accuracy in [0, 1] and mean cross-entropy in nats of one model on one task, over ``count`` samples.
+
+    Where a task's card names another metric, ``accuracy`` is that one, 1 at best; correlations may be negative. The
+    loss of a task whose answers are numbers is the mean squared error.
+    """
 
     accuracy: float
     loss: float
@@ -211,7 +215,10 @@ class Probe(Protocol):
         count: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Unit features the heads read: (N, D) float32, CPU; in the order of ``labels`` when ``count`` is None."""
+        """What the head's linear layer reads: (N, D) float32, CPU; in the order of ``labels`` when ``count`` is None.
+
+        Of unit length where heads are made of texts.
+        """
         ...
 
     def labels(self, task: str) -> Tensor:
@@ -434,9 +441,10 @@ class CheckpointCard:
 
 @dataclass(frozen=True)
 class TaskCard:
-    """One evaluation task of a pool. ``accuracy`` maps row → split → accuracy; "mtl" may be absent.
+    """One evaluation task of a pool. ``accuracy`` maps row → split → accuracy; a row nobody measured is absent.
 
     Rows: "base", "individual" (the task's own checkpoint), "mtl" (one model trained on all tasks of the pool).
+    ``classes`` is empty where answers are numbers or free texts; ``prompts`` where no head is made of texts.
     """
 
     id: str
@@ -450,6 +458,7 @@ class TaskCard:
     source: str
     licence: str
     tags: tuple[str, ...] = ()
+    metric: MetricName = "accuracy"
 
 
 @dataclass(frozen=True)

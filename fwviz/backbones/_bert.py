@@ -153,10 +153,12 @@ def encode_packed(
     shape: BertShape,
     prefix: str = "",
     watch: Watch | None = None,
+    types: Tensor | None = None,
 ) -> Packed:
     """Token ids (B, T) int, −1 behind the end of a text → its last hidden states.
 
-    Every text has at least one token. Equal to the encoder of transformers under an attention mask, up to rounding.
+    ``types`` (B, T) says which text of a pair each token is of; the first if None. Every text has at least one token.
+    Equal to the encoder of transformers under an attention mask, up to rounding.
     """
     lengths = (tokens >= 0).sum(dim=1)
     order = torch.argsort(lengths, stable=True)
@@ -183,7 +185,8 @@ def encode_packed(
 
     x = F.embedding(ids, get("embeddings.word_embeddings.weight"))
     x = x + F.embedding(places, get("embeddings.position_embeddings.weight"))
-    x = norm(x + get("embeddings.token_type_embeddings.weight")[0], "embeddings.LayerNorm")
+    side = get("embeddings.token_type_embeddings.weight")
+    x = norm(x + (side[0] if types is None else F.embedding(types[order][kept].long(), side)), "embeddings.LayerNorm")
     for index in range(shape.depth):
         block = f"encoder.layer.{index}."
         q, k, v = linear(x, *(f"{block}attention.self.{name}" for name in ("query", "key", "value")))

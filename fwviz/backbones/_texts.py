@@ -6,10 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from fwviz.types import FwvizError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+Text = str | tuple[str, str]  # or a pair of texts
 
 _MAX_TOKENIZER = 64 << 20  # bytes
 
@@ -46,12 +51,32 @@ def read_tokenizer(path: Path, longest: int) -> Tokenizer:
     return tokenizer
 
 
-def encode(tokenizer: Tokenizer, texts: Sequence[str], vocabulary: int) -> list[list[int]]:
+def encode(tokenizer: Tokenizer, texts: Sequence[Text], vocabulary: int) -> list[list[int]]:
     """Token ids of each text; FwvizError if one is empty or beyond the model's vocabulary."""
-    encoded: list[list[int]] = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
-    for text, ids in zip(texts, encoded, strict=True):
+    return [ids for ids, _ in encode_typed(tokenizer, texts, vocabulary)]
+
+
+def encode_typed(
+    tokenizer: Tokenizer, texts: Sequence[Text], vocabulary: int, *, special: bool = True
+) -> list[tuple[list[int], list[int]]]:
+    """Token ids of each text or pair, and for every token which text of the pair it is of.
+
+    ``special`` adds the tokens a model expects around a text. Raises FwvizError if a text has no tokens or one beyond
+    the model's vocabulary.
+    """
+    encoded = [(e.ids, e.type_ids) for e in tokenizer.encode_batch(list(texts), add_special_tokens=special)]
+    for text, (ids, _) in zip(texts, encoded, strict=True):
         if not ids or max(ids) >= vocabulary:
+            start = (text if isinstance(text, str) else text[0])[:40]
             raise FwvizError(
-                f"the tokenizer does not fit the model of {vocabulary} tokens: {text[:40]!r} became {ids[:8]}."
+                f"the tokenizer does not fit the model of {vocabulary} tokens: {start!r} became {ids[:8]}."
             )
     return encoded
+
+
+def padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Token ids as one matrix (N, T) int32, −1 behind the end of each row."""
+    tokens = torch.full((len(rows), max(map(len, rows), default=0)), -1, dtype=torch.int32)
+    for row, ids in zip(tokens, rows, strict=True):
+        row[: len(ids)] = torch.tensor(ids, dtype=torch.int32)
+    return tokens

@@ -222,6 +222,11 @@ class ClipArchitecture:
         """Name → shape of the image tower's tensors."""
         return vision_tensors(self.shape)
 
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """No tensor of it has two names."""
+        return {}
+
     def backbone(self, tensors: Mapping[str, Tensor], device: torch.device | str) -> ClipVision:
         """The image tower with these weights."""
         return ClipVision(

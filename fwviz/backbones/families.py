@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from fwviz.backbones import clip_vision, sentence_encoder
+from fwviz.backbones import clip_vision, sentence_encoder, sequence_classifier
 from fwviz.backbones.family import Family
 
 FAMILIES: dict[str, Family] = {
     "clip_vision": clip_vision.FAMILY,
     "sentence_encoder": sentence_encoder.FAMILY,
+    "sequence_classifier": sequence_classifier.FAMILY,
 }

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from fwviz.backbones._bert import BertShape, bert_tensors, encode_packed, find_prefix, read_bert_shape
 from fwviz.backbones._tensors import check_tensors, module_of
-from fwviz.backbones._texts import class_texts, encode, read_tokenizer
+from fwviz.backbones._texts import Text, class_texts, encode, padded, read_tokenizer
 from fwviz.backbones.family import Family, Watch
 from fwviz.space.binding import FlatParameters, bind
 from fwviz.space.files import SafetensorsFile
@@ -105,12 +105,8 @@ class Tokenise:
     vocabulary: int
     longest: int
 
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        encoded = encode(read_tokenizer(self.file, self.longest), texts, self.vocabulary)
-        tokens = torch.full((len(encoded), max(map(len, encoded), default=0)), -1, dtype=torch.int32)
-        for row, ids in zip(tokens, encoded, strict=True):
-            row[: len(ids)] = torch.tensor(ids, dtype=torch.int32)
-        return tokens
+    def __call__(self, texts: Sequence[Text], answers: Sequence[Sequence[str]] = ()) -> Tensor:
+        return padded(encode(read_tokenizer(self.file, self.longest), texts, self.vocabulary))
 
 
 @dataclass(frozen=True)
@@ -132,6 +128,11 @@ class SentenceArchitecture:
     def tensors(self) -> Mapping[str, tuple[int, ...]]:
         """Name → shape of the encoder's tensors."""
         return bert_tensors(self.shape, self.prefix)
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """No tensor of it has two names."""
+        return {}
 
     def backbone(self, tensors: Mapping[str, Tensor], device: torch.device | str) -> SentenceEncoder:
         """The encoder with these weights."""

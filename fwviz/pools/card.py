@@ -15,9 +15,10 @@ import yaml
 
 from fwviz.backbones import open_clip
 from fwviz.backbones.families import FAMILIES
+from fwviz.backbones.family import Family, Heads
 from fwviz.backbones.folders import base_folder
 from fwviz.pools.adapters import WEIGHTS, is_adapter
-from fwviz.types import SPLITS, CheckpointCard, FileCard, FwvizError, PoolCard, TaskCard
+from fwviz.types import METRICS, SPLITS, CheckpointCard, FileCard, FwvizError, PoolCard, TaskCard
 
 KINDS = ("own", "weak", "half_classes", "noisy_labels", "foreign_base")
 ROWS = ("base", "individual")
@@ -65,22 +66,23 @@ def load_card(root: Path | str) -> PoolCard:
     if top.count("format", 1, 1_000_000) != 1:
         raise FwvizError(f"{file} has format {top.value['format']}, but this version reads format 1: update fwviz.")
     merge = top.node("merge")
-    checkpoints = tuple(_checkpoint(node, root) for node in top.nodes("checkpoints", _MAX_CHECKPOINTS))
-    tasks = tuple(_task(node, root) for node in top.nodes("tasks", _MAX_TASKS))
+    family = top.choice("family", tuple(FAMILIES))
+    heads = FAMILIES[family].heads
+    checkpoints = tuple(_checkpoint(node, root, heads) for node in top.nodes("checkpoints", _MAX_CHECKPOINTS))
+    tasks = tuple(_task(node, root, heads) for node in top.nodes("tasks", _MAX_TASKS))
     checkpoint_ids = top.unique("checkpoints", [c.id for c in checkpoints])
     task_ids = top.unique("tasks", [t.id for t in tasks])
     for checkpoint in checkpoints:
         if checkpoint.task not in task_ids:
             raise FwvizError(f"{file}: checkpoint {checkpoint.id!r} is of the unlisted task {checkpoint.task!r}.")
     default = top.node("default")
-    family = top.choice("family", tuple(FAMILIES))
     return PoolCard(
         root=root,
         id=top.identifier("id"),
         title=top.text("title", 200),
         summary=top.text("summary", 4000),
         family=family,
-        base=_base(top.node("base"), root, FAMILIES[family].inputs),
+        base=_base(top.node("base"), root, FAMILIES[family]),
         include=merge.texts("include", 64, 200),
         exclude=merge.texts("exclude", 1024, 200, least=0),
         checkpoints=checkpoints,
@@ -95,7 +97,8 @@ def load_card(root: Path | str) -> PoolCard:
 
 def verify(card: PoolCard) -> list[str]:
     """Read every file of the pool and compare its SHA-256 with the card: one sentence per problem."""
-    expected = [(base_folder(card) / "model.safetensors", card.base["sha256"])]
+    base = base_folder(card)
+    expected = [(base / weights_name(base), card.base["sha256"])]
     expected += [(card.root / c.path / weights_name(card.root / c.path), c.sha256) for c in card.checkpoints]
     expected += [(card.root / file.path, file.sha256) for task in card.tasks for file in task.splits.values()]
     problems = []
@@ -129,16 +132,20 @@ def check_sha256(path: Path, sha256: str) -> None:
 # --- parts of the card --------------------------------------------------------------------------
 
 
-def _base(node: Node, root: Path, inputs: str) -> dict[str, Any]:
+def _base(node: Node, root: Path, family: Family) -> dict[str, Any]:
     base: dict[str, Any] = _place(node, root) | {
         "sha256": node.sha256("sha256"),
         "parameters": node.count("parameters", 1, 10**12),
         "licence": node.text("licence", 200),
     }
-    if inputs == "images":
+    if family.inputs == "images":
         return base | {"image_size": node.count("image_size", 1, 4096)}
-    # Texts are cut at so many tokens; logits are so many times the cosine of text and class.
-    return base | {"tokens": node.count("tokens", 2, 1 << 16), "scale": node.number("scale", 1, 1000)}
+    base["tokens"] = node.count("tokens", 2, 1 << 16)  # at which texts are cut
+    if family.heads == "texts":  # logits are so many times the cosine of text and class
+        base["scale"] = node.number("scale", 1, 1000)
+    if family.heads == "words":  # at which answers are cut
+        base["answer_tokens"] = node.count("answer_tokens", 1, 4096)
+    return base
 
 
 def _place(node: Node, root: Path) -> dict[str, Any]:
@@ -159,7 +166,7 @@ def _place(node: Node, root: Path) -> dict[str, Any]:
     return place
 
 
-def _checkpoint(node: Node, root: Path) -> CheckpointCard:
+def _checkpoint(node: Node, root: Path, heads: Heads) -> CheckpointCard:
     return CheckpointCard(
         id=node.identifier("id"),
         title=node.text("title", 200),
@@ -168,26 +175,31 @@ def _checkpoint(node: Node, root: Path) -> CheckpointCard:
         task=node.identifier("task"),
         kind=node.choice("kind", KINDS),
         note=node.text("note", 2000, optional=True),
-        accuracy=node.node("accuracy").accuracy(),
+        accuracy=node.node("accuracy").accuracy(0.0 if heads == "texts" else -1.0),
     )
 
 
-def _task(node: Node, root: Path) -> TaskCard:
+def _task(node: Node, root: Path, heads: Heads) -> TaskCard:
     splits, accuracy = node.node("splits"), node.node("accuracy")
+    metric = next(m for m in METRICS if m == node.choice("metric", METRICS)) if "metric" in node.value else "accuracy"
+    low = -1.0 if heads != "texts" else 0.0  # a correlation may be negative
+    # Without classes a classifier predicts a number and a model that writes gives a free answer.
+    free = heads != "texts" and "classes" not in node.value
     return TaskCard(
         id=node.identifier("id"),
         title=node.text("title", 200),
         question=node.text("question", 500),
-        classes=node.unique("classes", node.texts("classes", _MAX_CLASSES, 300, least=2)),
-        prompts=_prompts(node),
+        classes=() if free else node.unique("classes", node.texts("classes", _MAX_CLASSES, 300, least=2)),
+        prompts=_prompts(node) if heads == "texts" else (),
         splits={split: _file(splits.node(split), root) for split in SPLITS},
         chance=node.fraction("chance"),
         accuracy={
-            row: accuracy.node(row).accuracy() for row in (*ROWS, *MORE_ROWS) if row in ROWS or row in accuracy.value
+            row: accuracy.node(row).accuracy(low) for row in (*ROWS, *MORE_ROWS) if row in ROWS or row in accuracy.value
         },
         source=node.text("source", 2000),
         licence=node.text("licence", 500),
         tags=node.texts("tags", 64, 100, least=0) if "tags" in node.value else (),
+        metric=metric,
     )
 
 
@@ -291,14 +303,15 @@ class Node:
     def number(self, key: str, low: float, high: float) -> float:
         value = self.get(key)
         if type(value) not in (int, float) or not (math.isfinite(value) and low <= value <= high):
-            raise self.wrong(key, value, f"a number from {low} to {high}")
+            raise self.wrong(key, value, f"a number from {low:g} to {high:g}")
         return float(value)
 
     def fraction(self, key: str) -> float:
         return self.number(key, 0, 1)
 
-    def accuracy(self) -> dict[str, float]:
-        return {split: self.fraction(split) for split in SCORED}
+    def accuracy(self, low: float = 0.0) -> dict[str, float]:
+        """Split → score, of at least ``low``."""
+        return {split: self.number(split, low, 1) for split in SCORED}
 
     def path(self, key: str, root: Path) -> str:
         """A relative path in POSIX form that stays inside ``root``, symbolic links followed."""

@@ -6,6 +6,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -14,17 +15,18 @@ import torch
 from torch import Tensor
 
 from fwviz.backbones.families import FAMILIES
-from fwviz.backbones.family import Architecture, Backbone, HeadMaker
+from fwviz.backbones.family import Architecture, Backbone, Classifier, HeadMaker, MakesHeads, Model
 from fwviz.backbones.folders import base_folder
 from fwviz.backbones.open_clip import is_open_clip
+from fwviz.backbones.sequence_classifier import read_class_names
 from fwviz.pools.adapters import AdapterFile, is_adapter
 from fwviz.pools.card import check_sha256, is_id, load_card, weights_name
 from fwviz.space.cache import ByteCache
-from fwviz.space.files import CheckpointFile, SafetensorsFile, first_nonfinite
+from fwviz.space.files import CheckpointFile, ModelFiles, first_nonfinite
 from fwviz.space.layout import build_layout, flatten, unflatten
 from fwviz.space.lowrank import LowRankTaskVectors, Part
 from fwviz.space.vectors import ResidentTaskVectors, StreamedTaskVectors
-from fwviz.types import FwvizError, ParamLayout, PoolCard, TaskVectors
+from fwviz.types import FwvizError, ParamLayout, PoolCard, TaskCard, TaskVectors
 
 Storage = Literal["resident", "streamed"]
 
@@ -143,7 +145,7 @@ class Pool:
         self._lock = threading.RLock()
         self._encoder: dict[str, Tensor] | None = None
         self._base: Tensor | None = None
-        self._heads: dict[str, Tensor] = {}
+        self._heads: dict[str, Tensor | Classifier] = {}
         self._head_maker: HeadMaker | None = None
         self._matrices: ByteCache[Tensor] = ByteCache(_MATRIX_CACHE)
         self._checked: set[str] = set()
@@ -157,7 +159,9 @@ class Pool:
         adapters = [c.id for c in card.checkpoints if is_adapter(card.root / c.path)]
         self.all_adapters = len(adapters) == len(card.checkpoints)
         changed = frozenset().union(*(self.adapter(name).changes for name in adapters)) if self.all_adapters else None
-        self.layout: ParamLayout = build_layout(shapes, card.include, card.exclude, changed)
+        # A tied tensor is merged once; a file may hold it under a second name.
+        single = {name: shape for name, shape in shapes.items() if name not in self.architecture.aliases}
+        self.layout: ParamLayout = build_layout(single, card.include, card.exclude, changed)
         for name in self.layout.names:
             if name not in self.architecture.tensors:
                 raise FwvizError(f"pool {card.id!r}: merge.include takes in {name!r}, which is not in the encoder.")
@@ -190,26 +194,33 @@ class Pool:
         finally:
             file.close()
 
-    def backbone(self, device: torch.device | str = "cpu") -> Backbone:
-        """A new encoder at the base's weights, bound to the pool's layout; one per job."""
-        backbone = self.architecture.backbone(self._read_base(), device)
-        backbone.bind(self.layout)
-        return backbone
+    def model(self, device: torch.device | str = "cpu") -> Model:
+        """A new model at the base's weights, bound to the pool's layout; one per job."""
+        model = self.architecture.backbone(self._read_base(), device)
+        model.bind(self.layout)
+        return model
 
-    def heads(self, task_ids: Sequence[str]) -> dict[str, Tensor]:
-        """Task → unit class embeddings (C, D) float32 on the CPU, made once by the base; read-only."""
+    def backbone(self, device: torch.device | str = "cpu") -> Backbone:
+        """The same for a pool whose model makes features; FwvizError where it answers in words."""
+        model = self.model(device)
+        if not isinstance(model, Backbone):
+            raise FwvizError(f"the model of pool {self.card.id!r} answers in words, so it has no features to look at.")
+        return model
+
+    def heads(self, task_ids: Sequence[str]) -> dict[str, Tensor | Classifier]:
+        """Task → its head, float32 on the CPU, read-only; made or read once.
+
+        Unit class embeddings (C, D) made by the base, or the classifier of the task's own checkpoint. Empty for a model
+        that answers in words. Raises FwvizError if a task has no checkpoint with a classifier that fits its classes.
+        """
         tasks = [self.card.task(task_id) for task_id in task_ids]
+        if self._family.heads == "words":
+            return {}
         with self._lock:
             missing = [task for task in tasks if task.id not in self._heads]
             if missing:
-                maker = self._head_maker or self.architecture.head_maker()
-                # A small one waits for the next choice of tasks; a large one is not worth its memory.
-                self._head_maker = maker if maker.parameters <= _KEPT_HEAD_MAKER else None
-                for task in missing:
-                    head = maker.heads(task.classes, task.prompts)
-                    if not head.isfinite().all():
-                        raise FwvizError(f"the base of pool {self.card.id!r} makes no finite head for {task.id!r}.")
-                    self._heads[task.id] = head
+                own = self._family.own_head is not None
+                self._heads |= {t.id: self._own_head(t) for t in missing} if own else self._made_heads(missing)
             return {task.id: self._heads[task.id] for task in tasks}
 
     def task_vectors(
@@ -250,8 +261,39 @@ class Pool:
 
     # --- files ------------------------------------------------------------------------------------
 
-    def _base_file(self) -> SafetensorsFile:
-        return SafetensorsFile(self.base_dir / "model.safetensors")
+    def _made_heads(self, tasks: Sequence[TaskCard]) -> dict[str, Tensor]:
+        """Heads the base makes of class names and prompts."""
+        assert isinstance(self.architecture, MakesHeads)
+        maker = self._head_maker or self.architecture.head_maker()
+        # A small one waits for the next choice of tasks; a large one is not worth its memory.
+        self._head_maker = maker if maker.parameters <= _KEPT_HEAD_MAKER else None
+        heads = {task.id: maker.heads(task.classes, task.prompts) for task in tasks}
+        for task, head in heads.items():
+            if not head.isfinite().all():
+                raise FwvizError(f"the base of pool {self.card.id!r} makes no finite head for {task!r}.")
+        return heads
+
+    def _own_head(self, task: TaskCard) -> Classifier:
+        """The classifier of the task's own checkpoint, its rows in the order of the task's classes."""
+        assert self._family.own_head is not None
+        owners = sorted((c for c in self.card.checkpoints if c.task == task.id), key=lambda c: c.kind != "own")
+        if not owners:
+            raise FwvizError(f"task {task.id!r} has no checkpoint in pool {self.card.id!r} that brings its classifier.")
+        folder = self._folder(owners[0].id)
+        self._check_hash(folder, owners[0].sha256)
+        head = self._family.own_head(folder)
+        width = next(iter(self.architecture.tensors.values()))[-1]
+        if head.dense_weight.shape[1] != width or head.bias.shape[0] != max(len(task.classes), 1):
+            raise FwvizError(
+                f"the classifier of checkpoint {owners[0].id!r} gives {head.bias.shape[0]} outputs for width "
+                f"{head.dense_weight.shape[1]}, but task {task.id!r} has {len(task.classes)} classes and the base "
+                f"width {width}: correct the card's classes or the checkpoint."
+            )
+        order = matching_order(read_class_names(folder), task.classes)
+        return head if order is None else replace(head, weight=head.weight[order], bias=head.bias[order])
+
+    def _base_file(self) -> ModelFiles:
+        return ModelFiles(self.base_dir)
 
     def _read_base(self) -> dict[str, Tensor]:
         """The encoder's tensors in float32; the merged ones are views of ``base``."""
@@ -303,9 +345,11 @@ class Pool:
                     f"checkpoint {name!r} is of another architecture: its {key} is {own.get(key)}, the base's {value}."
                 )
         file = self._family.checkpoint(folder, self.layout)
+        # open_clip's names are compared when they are read; heads and second names are no part of the merge.
+        whole = self._family.heads == "texts" and not is_open_clip(folder)
         extra = [
             tensor
-            for tensor in ([] if is_open_clip(folder) else file.tensors)  # which compares its own names
+            for tensor in (file.tensors if whole else ())
             if tensor not in self._shapes and not tensor.endswith(".position_ids")
         ]
         if extra:
@@ -350,6 +394,17 @@ class Pool:
 
 def _not_finite(checkpoint: str, tensor: str) -> FwvizError:
     return FwvizError(f"checkpoint {checkpoint!r} holds NaN or infinity in {tensor!r}: leave it out or restore it.")
+
+
+def matching_order(own: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
+    """Where each wanted name stands among a checkpoint's own, if these are the same names; None to keep their order.
+
+    Names are compared without regard to case, spaces and signs: ``NOT_ENTAILMENT`` is ``not entailment``.
+    """
+    own, wanted = (["".join(filter(str.isalnum, name.casefold())) for name in names] for names in (own, wanted))
+    if sorted(own) != sorted(wanted) or len(set(own)) < len(own) or own == wanted:
+        return None
+    return [own.index(name) for name in wanted]
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 import torch
 
+from fwviz.backbones.family import Backbone
 from fwviz.pools.open import Pool, open_pool
 from fwviz.registry import entry
 from fwviz.runs.cost import device_name, versions
@@ -16,7 +17,8 @@ from fwviz.runs.recipe import Recipe
 from fwviz.runs.trace import Trace, group_names
 from fwviz.tasks.data import load_split
 from fwviz.tasks.evaluators import Evaluator
-from fwviz.tasks.objectives import CalibrationObjective
+from fwviz.tasks.judges import judge_of
+from fwviz.tasks.objectives import CalibrationObjective, LabelledObjective
 from fwviz.types import FwvizError, ParamLayout, PoolCard, Problem, Split
 
 REFERENCE_ROWS = ("base", "individual", "mtl")
@@ -47,16 +49,16 @@ def assemble(recipe: Recipe, *, check: Callable[[], None] | None = None) -> Asse
     vectors = pool.task_vectors(recipe.checkpoints, recipe.storage, getattr(torch, recipe.dtype), device)
     cards = {task: pool.card.task(task) for task in recipe.tasks}
     heads = pool.heads(recipe.tasks)
-    backbone = pool.backbone(device)
+    model = pool.model(device)
     _check_groups(recipe, vectors.layout)
-    objective = CalibrationObjective(
-        backbone,
-        {task: load_split(pool.card, card, "calibration") for task, card in cards.items()},
-        heads,
-        # As in the papers, methods without labels see the test inputs; decoded only for those that ask.
-        unlabelled={task: load_split(pool.card, card, "test").inputs for task, card in cards.items()}
-        if _wants_inputs(recipe)
-        else None,
+    data = {task: load_split(pool.card, card, "calibration") for task, card in cards.items()}
+    # As in the papers, methods without labels see the test inputs; decoded only for those that ask.
+    wanted = _wants_inputs(recipe)
+    unlabelled = {t: load_split(pool.card, card, "test").inputs for t, card in cards.items()} if wanted else None
+    objective = (
+        CalibrationObjective(model, data, heads, unlabelled=unlabelled)
+        if isinstance(model, Backbone)
+        else LabelledObjective(model, judge_of(model, heads, cards), data, unlabelled=unlabelled)
     )
     if check is not None:
         objective.check = check
@@ -70,7 +72,7 @@ def assemble(recipe: Recipe, *, check: Callable[[], None] | None = None) -> Asse
             tuple(pool.card.checkpoint(name).task for name in recipe.checkpoints),
             recipe.coefficients,
         ),
-        evaluator=Evaluator(backbone, pool.card, recipe.tasks, heads),
+        evaluator=Evaluator(model, pool.card, recipe.tasks, heads),
     )
 
 

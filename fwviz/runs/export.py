@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fwviz.backbones.families import FAMILIES
+from fwviz.backbones.family import Classifier
 from fwviz.pools.adapters import write_lora
 from fwviz.registry import entry
 from fwviz.runs.assemble import Assembly, assemble
@@ -24,7 +26,6 @@ from fwviz.runs.runner import execute
 from fwviz.runs.trace import Trace
 from fwviz.space.lowrank import LowRank, LowRankTaskVectors, truncate
 from fwviz.tasks.extended import stored_bytes
-from fwviz.tasks.heads import scaled_heads
 from fwviz.types import Extension, FwvizError
 
 ExportFormat = Literal["clip_model", "vision_model", "model", "adapter"]
@@ -32,6 +33,7 @@ ExportFormat = Literal["clip_model", "vision_model", "model", "adapter"]
 LOADERS: dict[str, dict[ExportFormat, str]] = {
     "clip_vision": {"clip_model": "CLIPModel", "vision_model": "CLIPVisionModelWithProjection"},
     "sentence_encoder": {"model": "AutoModel", "adapter": "PeftModel"},
+    "sequence_classifier": {"model": "AutoModelForSequenceClassification", "adapter": "PeftModel"},
 }
 EXPORT_FORMATS: tuple[ExportFormat, ...] = tuple(dict.fromkeys(f for formats in LOADERS.values() for f in formats))
 
@@ -77,9 +79,7 @@ def export_weights(
         error = write_adapter(trace, index, assembly, theta, extension, partial, rank)
     else:
         _write_model(assembly, theta, partial, chosen)
-        heads = scaled_heads(assembly.pool.backbone(), assembly.pool.heads(trace.tasks))
-        weights = {task: head.weight.cpu() for task, head in heads.items()}
-        save_parts(partial, assembly.pool.card, assembly.problem.vectors.layout, weights, extension)
+        _write_parts(assembly, trace.tasks, extension, partial)
     (partial / "recipe.yaml").write_text(trace.recipe.to_yaml(), encoding="utf-8")
     text = model_card(trace, index, assembly, chosen, extension, error)
     (partial / "README.md").write_text(text, encoding="utf-8")
@@ -87,6 +87,16 @@ def export_weights(
         target.rmdir()
     partial.replace(target)
     return target
+
+
+def _write_parts(assembly: Assembly, tasks: Sequence[str], extension: Extension | None, folder: Path) -> None:
+    """What stands beside the merged weights; nothing for a model that answers in words."""
+    if FAMILIES[assembly.pool.card.family].heads == "words":
+        return
+    given = assembly.pool.heads(tasks)
+    factor = math.exp(assembly.pool.backbone().logit_scale)
+    heads = {task: head if isinstance(head, Classifier) else head.mul(factor).cpu() for task, head in given.items()}
+    save_parts(folder, assembly.pool.card, assembly.problem.vectors.layout, heads, extension)
 
 
 def format_of(assembly: Assembly, format: ExportFormat | None) -> ExportFormat:
@@ -211,6 +221,8 @@ def model_card(
     licence = json.dumps(str(card.base.get("licence", "other")).lower())
     loader = LOADERS[card.family][format]
     library = "peft" if format == "adapter" else "transformers"
+    whole, heads = LOADERS[card.family].get("model", loader), FAMILIES[card.family].heads
+    outputs = f", num_labels={max(len(card.task(trace.tasks[0]).classes), 1)}" if heads == "own" else ""
     lines = ["---", f"license: {licence}", f"library_name: {library}", "tags:"]
     lines += ["- model-merging", f"- {card.family.split('_')[0]}", "- fwviz", "---", ""]
     lines += [f"# {title} of {len(trace.checkpoints)} checkpoints of {card.title}", ""]
@@ -220,14 +232,19 @@ def model_card(
     lines += ["## Load it", "", "```python", f"from {library} import {loader}", ""]
     if format == "adapter":
         lines += [
-            "from transformers import AutoModel",
+            f"from transformers import {whole}",
             "",
-            f'base = AutoModel.from_pretrained("{assembly.pool.base_name}")',
+            f'base = {whole}.from_pretrained("{assembly.pool.base_name}"{outputs})',
         ]
         lines += [f'model = {loader}.from_pretrained(base, "path/to/this/folder")', "```", ""]
         lines += [f"The adapter misses {100 * error:.2f} % of the merged update (its norm).", ""]
     else:
-        lines += [f'model = {loader}.from_pretrained("path/to/this/folder")', "```", ""]
+        lines += [f'model = {loader}.from_pretrained("path/to/this/folder"{outputs})', "```", ""]
+    if heads == "own":
+        lines += ["Every task keeps the classifier of its own checkpoint; the model takes it up by", "", "```python"]
+        lines += ["from safetensors.torch import load_file", ""]
+        lines += [f'model.load_state_dict(load_file("path/to/heads/{trace.tasks[0]}.safetensors"), strict=False)']
+        lines += ["```", ""]
     if extension is not None:
         lines += ["This is the backbone alone. The scores are those of backbone, router and experts together:", ""]
         lines += ["```python", "from fwviz.runs.merged import load_merged", ""]
@@ -236,13 +253,20 @@ def model_card(
     if FAMILIES[card.family].inputs == "images":
         lines += ["Class scores are exp(logit_scale) · ⟨image features, class embedding⟩, both normalised. A class"]
         lines += ["embedding is the normalised mean of the normalised text features of its name in these prompts:", ""]
+    elif heads == "words":
+        lines += [f"Prompts are cut at {card.base['tokens']} tokens. Tasks and how they are scored:", ""]
+    elif heads == "own":
+        lines += ["Class scores are those of the task's classifier on the state of the first token. Tasks and their"]
+        lines += ["classes, in the order of the scores:", ""]
     else:
         scale, tokens = card.base["scale"], card.base["tokens"]
         lines += [f"Class scores are {scale:g} · ⟨sentence embedding, class embedding⟩; a sentence embedding is the"]
         lines += [f"normalised mean of the last hidden states of its first {tokens} tokens. A class embedding"]
         lines += ["is the normalised mean of the base's sentence embeddings of its name in these prompts:", ""]
     for task in trace.tasks:
-        lines.append(f"- {task}: {', '.join(json.dumps(p, ensure_ascii=False) for p in card.task(task).prompts)}")
+        shown = card.task(task).prompts if heads == "texts" else card.task(task).classes
+        said = f" ({card.task(task).metric})" if heads != "texts" else ""
+        lines.append(f"- {task}{said}: {', '.join(json.dumps(p, ensure_ascii=False) for p in shown) or 'free answers'}")
     lines += ["", f"Base and checkpoints: pool `{card.id}` ({trace.pool_fingerprint}). Data of the tasks:", ""]
     lines += [f"- {task}: {card.task(task).source} ({card.task(task).licence})" for task in trace.tasks]
     return "\n".join(lines) + "\n"
@@ -277,6 +301,8 @@ def _write_model(assembly: Assembly, theta: Tensor, folder: Path, format: Export
     theta = theta.detach().to("cpu", torch.float32)
     for name in layout.names:
         tensors[name] = layout.view(theta, name).clone()
+    for second, name in assembly.pool.architecture.aliases.items():
+        tensors[second] = tensors[name].clone()
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     if format == "vision_model":
         tensors = {name: t for name, t in tensors.items() if name.startswith(VISION_PREFIXES)}
@@ -289,5 +315,9 @@ def _write_model(assembly: Assembly, theta: Tensor, folder: Path, format: Export
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     for file in sorted(base.iterdir()):
-        if file.suffix in (".json", ".txt") and file.name != "config.json" and ".safetensors" not in file.name:
+        if (
+            file.suffix in (".json", ".txt", ".model")
+            and file.name != "config.json"
+            and ".safetensors" not in file.name
+        ):
             shutil.copyfile(file, folder / file.name)

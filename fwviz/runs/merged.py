@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from fwviz.backbones.clip_config import read_json, read_vision_shape
 from fwviz.backbones.clip_vision import ClipArchitecture, read_normalisation
 from fwviz.backbones.families import FAMILIES
-from fwviz.backbones.family import Architecture, Backbone
+from fwviz.backbones.family import Architecture, Backbone, Classifier, Family
 from fwviz.runs.extension import load_extension, save_extension
 from fwviz.space.files import SafetensorsFile
 from fwviz.space.layout import layer_of
@@ -22,7 +22,7 @@ from fwviz.tasks.extended import extended_features
 from fwviz.tasks.router import OracleRouter
 from fwviz.types import Extension, FwvizError, ParamLayout, PoolCard
 
-HEADS_FILE = "heads.safetensors"
+HEADS_FILE, HEADS_FOLDER = "heads.safetensors", "heads"
 FACTS_FILE = "fwviz.json"
 FORMAT = 1
 
@@ -31,13 +31,14 @@ FORMAT = 1
 class MergedModel:
     """A merged model with its heads. ``theta`` (P,) are the weights of its backbone, ``extension`` what is beside it.
 
-    ``heads`` maps task → (C, D) with the logit scale inside; ``classes`` task → names in the order of the logits.
+    ``heads`` maps task → (C, D) with the logit scale inside, or a classifier; ``classes`` task → names in the order of
+    the logits, none for a number.
     """
 
     backbone: Backbone
     theta: Tensor
     extension: Extension
-    heads: dict[str, Tensor]
+    heads: dict[str, Tensor | Classifier]
     classes: dict[str, tuple[str, ...]]
 
     def logits(self, inputs: Tensor, task: str) -> Tensor:
@@ -49,28 +50,37 @@ class MergedModel:
                 self.backbone, self.theta, self.extension, {task: inputs}, chunk=self.backbone.chunk
             )
         assert features is not None
-        return features[task] @ self.heads[task].T
+        head = self.heads[task]
+        return head.logits(features[task]) if isinstance(head, Classifier) else features[task] @ head.T
 
 
 def save_parts(
     folder: Path,
     card: PoolCard,
     layout: ParamLayout,
-    heads: Mapping[str, Tensor],
+    heads: Mapping[str, Tensor | Classifier],
     extension: Extension | None,
 ) -> None:
     """Write beside ``model.safetensors`` what :func:`load_merged` needs besides.
 
     ::
 
-        heads.safetensors   task → (C, D), logits = unit features @ headᵀ
+        heads.safetensors   task → (C, D), logits = unit features @ headᵀ, or
+        heads/<task>.safetensors   the classifier of a task, named as in its checkpoint
         fwviz.json          family, classes of every task, and the order of the merged tensors in the flat vector
 
     and, for a merge with experts, the files of :mod:`fwviz.runs.extension`.
     """
     from safetensors.torch import save_file
 
-    save_file({task: head.contiguous() for task, head in heads.items()}, folder / HEADS_FILE)
+    embedded = {task: head.contiguous() for task, head in heads.items() if isinstance(head, Tensor)}
+    if embedded:
+        save_file(embedded, folder / HEADS_FILE)
+    for task, head in heads.items():
+        if isinstance(head, Classifier):
+            (folder / HEADS_FOLDER).mkdir(exist_ok=True)
+            parts = {name: tensor.contiguous() for name, tensor in head.tensors().items()}
+            save_file(parts, folder / HEADS_FOLDER / f"{task}.safetensors")
     facts = {
         "format": FORMAT,
         "family": card.family,
@@ -100,17 +110,32 @@ def load_merged(folder: Path | str, device: torch.device | str = "cpu") -> Merge
     architecture = _architecture(root, facts)
     expected = architecture.tensors
     backbone = architecture.backbone(_read(root / "model.safetensors", expected), device)
+    assert isinstance(backbone, Backbone)  # no others are saved with heads
     theta = backbone.bind(_layout(root, facts, expected)).theta.clone()
-    heads = _read(root / HEADS_FILE, None)
     try:
         classes = {str(task): tuple(str(name) for name in names) for task, names in facts["classes"].items()}
-        fits = all(heads[task].shape == (len(names), backbone.dimension) for task, names in classes.items())
     except (KeyError, TypeError, AttributeError):
-        fits = False
-    if not fits:
-        raise FwvizError(f"{root / HEADS_FILE} does not fit {FACTS_FILE}: export the merge again.")
+        raise FwvizError(f"{root / FACTS_FILE} names no classes: export the merge again.") from None
+    heads = _heads(root, FAMILIES[facts["family"]], classes, backbone.dimension)
     extension = load_extension(root, theta.numel()) or Extension(OracleRouter(tuple(classes)))  # no experts: one model
     return MergedModel(backbone, theta, extension, heads, classes)
+
+
+def _heads(
+    root: Path, family: Family, classes: Mapping[str, Sequence[str]], width: int
+) -> dict[str, Tensor | Classifier]:
+    """The heads of an export, each compared with its classes."""
+    heads: dict[str, Tensor | Classifier] = {}
+    if family.own_head is None:
+        heads |= _read(root / HEADS_FILE, None)
+    else:
+        heads |= {task: family.own_head(root / HEADS_FOLDER / f"{task}.safetensors") for task in classes}
+    for task, names in classes.items():
+        head = heads.get(task)
+        weight = head.weight if isinstance(head, Classifier) else head
+        if weight is None or weight.shape != (max(len(names), 1), width):
+            raise FwvizError(f"{root}: the head of task {task!r} does not fit {FACTS_FILE}: export the merge again.")
+    return heads
 
 
 def _architecture(root: Path, facts: Mapping[str, Any]) -> Architecture:

@@ -176,6 +176,39 @@ def _is_counts(value: Any) -> bool:
     return isinstance(value, list) and len(value) <= 16 and all(type(v) is int and 0 <= v < 1 << 63 for v in value)
 
 
+class ModelFiles:
+    """All tensors of a model: of one safetensors file, or of a folder with ``model.safetensors`` or shards and index.
+
+    Raises:
+        FwvizError: a file is missing or damaged, or a tensor is in two of them.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._files = tuple(SafetensorsFile(part) for part in shards(self.path))
+        self._home: dict[str, SafetensorsFile] = {}
+        for file in self._files:
+            for name in file.tensors:
+                if self._home.setdefault(name, file) is not file:
+                    raise FwvizError(f"{self.path}: tensor {name!r} is in two shards: save the model again.")
+        if len(self._files) == 1:
+            self.path = self._files[0].path
+
+    @property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Name → dtype, shape and place of every tensor."""
+        return {name: info for file in self._files for name, info in file.tensors.items()}
+
+    def read(self, name: str) -> Tensor:
+        """A whole tensor in its own dtype and shape; FwvizError if there is none of that name."""
+        return self._home.get(name, self._files[0]).read(name)
+
+    def close(self) -> None:
+        """Close all files."""
+        for file in self._files:
+            file.close()
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a file keeps a tensor of the layout: as a tensor, as one of its equal parts along rows, or transposed."""

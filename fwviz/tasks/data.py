@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fwviz.backbones.families import FAMILIES
+from fwviz.backbones.family import Heads, Tokeniser
 from fwviz.backbones.folders import base_folder
 from fwviz.space.cache import ByteCache
 from fwviz.types import FileCard, FwvizError, PoolCard, Split, TaskCard
@@ -28,9 +30,11 @@ _BATCH = 16  # rows read from parquet at once: bounds what a file that expands w
 
 @dataclass(frozen=True)
 class TaskData:
-    """One split: inputs (N, …) as the pool's family takes them, labels int64 (N,), and where each came from.
+    """One split: inputs (N, …) as the pool's family takes them, labels (N,), and where each came from.
 
-    Images are uint8 (N, 3, H, W), texts token ids int32 (N, T) with −1 behind the end. Shared: do not write.
+    Images are uint8 (N, 3, H, W), texts token ids int32 (N, T) with −1 behind the end; a family may keep several rows
+    per sample. Labels are classes int64, or numbers float32. ``references`` are the right answers in words, or the
+    programs that test an answer, where the model answers in words. Shared: do not write.
     """
 
     task: str
@@ -38,6 +42,7 @@ class TaskData:
     inputs: Tensor
     labels: Tensor
     source_keys: tuple[str, ...]
+    references: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.labels.shape[0]
@@ -65,13 +70,15 @@ def load_split(card: PoolCard, task: TaskCard, split: Split) -> TaskData:
         size = card.base["image_size"]
         return _cache.get((*parts, size), lambda: _load(path, file, task, split, size), _bytes)
     tokenise = family.tokenise(base_folder(card), card.base)
-    return _cache.get((*parts, tokenise), lambda: _load_texts(path, file, task, split, tokenise), _bytes)
+    wanted = _Texts(task, family.heads)
+    key = (*parts, tokenise, task.classes, task.metric)
+    return _cache.get(key, lambda: _load_texts(path, file, wanted, split, tokenise), _bytes)
 
 
 def stratified_subset(labels: Tensor, count: int, seed: int) -> Tensor:
     """Indices of at most ``count`` samples, ascending, with each class in its share of the whole (largest remainder).
 
-    Deterministic in (labels, count, seed). labels (N,) int64 → indices (min(count, N),) int64.
+    Deterministic in (labels, count, seed). labels (N,) → indices (min(count, N),) int64.
     """
     total = labels.shape[0]
     if count >= total:
@@ -108,15 +115,59 @@ def _load(path: Path, file: FileCard, task: TaskCard, split: Split, size: int) -
     return TaskData(task.id, split, images, _labels(path, labels, task, "images"), _names(keys))
 
 
-def _load_texts(
-    path: Path, file: FileCard, task: TaskCard, split: Split, tokenise: Callable[[Sequence[str]], Tensor]
-) -> TaskData:
-    texts, labels, keys = _read_text_parquet(path, _read_file(path, file), file.rows)
-    for row, text in enumerate(texts):
-        if text is None or not text.strip():
-            raise FwvizError(f"{path}: row {row} has no text: make the file again.")
-    kept = _labels(path, labels, task, "texts")
-    return TaskData(task.id, split, tokenise([text for text in texts if text is not None]), kept, _names(keys))
+@dataclass(frozen=True)
+class _Texts:
+    """What the file of a text task holds beside ``text``, by the task and by where its answers come from."""
+
+    task: TaskCard
+    heads: Heads
+
+    @property
+    def label(self) -> str | None:
+        """The type of the column ``label``: classes, or numbers; None where answers are free texts."""
+        if self.task.classes:
+            return "int64"
+        return "double" if self.heads == "own" else None
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The columns of words: the answer, and what tests it."""
+        if self.label is not None:
+            return ()
+        return ("answer", "test") if self.task.metric == "pass@1" else ("answer",)
+
+
+def _load_texts(path: Path, file: FileCard, wanted: _Texts, split: Split, tokenise: Tokeniser) -> TaskData:
+    task = wanted.task
+    columns = _read_text_parquet(path, _read_file(path, file), file.rows, wanted)
+    for name in ("text", *wanted.words):
+        for row, text in enumerate(columns[name]):
+            if text is None or not text.strip():
+                raise FwvizError(f"{path}: row {row} has no {name}: make the file again.")
+    texts: list[Any] = columns["text"]
+    if "text_pair" in columns:
+        texts = [text if pair is None else (text, pair) for text, pair in zip(texts, columns["text_pair"], strict=True)]
+    keys = _names(columns.get("source_key", [None] * file.rows))
+    if wanted.label is None:
+        inputs = tokenise(texts, [(answer,) for answer in columns["answer"]])
+        labels = torch.zeros(file.rows, dtype=torch.int64)
+        return TaskData(task.id, split, inputs, labels, keys, tuple(columns[wanted.words[-1]]))
+    if wanted.label == "double":
+        return TaskData(task.id, split, tokenise(texts), _numbers(path, columns["label"]), keys)
+    labels = _labels(path, columns["label"], task, "texts")
+    if wanted.heads == "words":
+        references = tuple(task.classes[label] for label in labels.tolist())
+        return TaskData(task.id, split, tokenise(texts, [task.classes] * file.rows), labels, keys, references)
+    return TaskData(task.id, split, tokenise(texts), labels, keys)
+
+
+def _numbers(path: Path, values: Sequence[float | None]) -> Tensor:
+    for row, value in enumerate(values):
+        if value is None or not math.isfinite(value):
+            raise FwvizError(f"{path}: row {row} has label {value}, but the task needs a number: make the file again.")
+    if len(set(values)) < 2:
+        raise FwvizError(f"{path} has one number as label of all its rows: a task needs at least two.")
+    return torch.tensor(values, dtype=torch.float32)
 
 
 def _read_file(path: Path, file: FileCard) -> bytes:
@@ -185,40 +236,41 @@ def _read_parquet(
     return encoded, labels, keys
 
 
-def _read_text_parquet(
-    path: Path, content: bytes, rows: int
-) -> tuple[list[str | None], list[int | None], list[str | None]]:
-    """The columns text, label and, where it is there, source_key."""
+def _read_text_parquet(path: Path, content: bytes, rows: int, wanted: _Texts) -> dict[str, list[Any]]:
+    """Column → values: text, label or words, and where they are there text_pair and source_key."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    texts: list[str | None] = []
-    labels: list[int | None] = []
-    keys: list[str | None] = []
+    kinds = {"text": "string", **dict.fromkeys(wanted.words, "string")}
+    kinds |= {} if wanted.label is None else {"label": wanted.label}
     try:
         table = pq.ParquetFile(pa.BufferReader(content))
         schema = table.schema_arrow
-        _check_type(path, schema, "text", pa.string())
-        _check_type(path, schema, "label", pa.int64())
+        for name, kind in kinds.items():
+            _check_type(path, schema, name, {"string": pa.string(), "int64": pa.int64(), "double": pa.float64()}[kind])
         if table.metadata.num_rows != rows:
             raise FwvizError(f"{path} has {table.metadata.num_rows} rows, but its card says {rows}: restore the pool.")
-        named = "source_key" in schema.names and schema.field("source_key").type == pa.string()
-        columns = ["text", "label", *(["source_key"] if named else [])]
-        for batch in table.iter_batches(batch_size=_BATCH, columns=columns, use_threads=False):
-            lengths = pc.binary_length(batch.column("text")).to_pylist()
-            if any(length is not None and length > _LONGEST_TEXT for length in lengths):
-                raise FwvizError(f"{path} has a text of more than {_LONGEST_TEXT >> 10} KiB: make the file again.")
-            texts += batch.column("text").to_pylist()
-            labels += batch.column("label").to_pylist()
-            keys += batch.column("source_key").to_pylist() if named else [None] * len(lengths)
-            if len(texts) > rows:
+        for name in ("text_pair", "source_key"):
+            if name in schema.names and schema.field(name).type == pa.string():
+                kinds[name] = "string"
+        columns: dict[str, list[Any]] = {name: [] for name in kinds}
+        for batch in table.iter_batches(batch_size=_BATCH, columns=list(kinds), use_threads=False):
+            for name, kind in kinds.items():
+                if kind == "string":
+                    lengths = pc.binary_length(batch.column(name)).to_pylist()
+                    if any(length is not None and length > _LONGEST_TEXT for length in lengths):
+                        raise FwvizError(
+                            f"{path} has a text of more than {_LONGEST_TEXT >> 10} KiB: make the file again."
+                        )
+                columns[name] += batch.column(name).to_pylist()
+            if len(columns["text"]) > rows:
                 break
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         raise FwvizError(f"{path} is damaged or no parquet file ({_first_line(error)}): restore the pool.") from None
-    if not len(texts) == len(labels) == rows:
+    if any(len(values) != rows for values in columns.values()):
         raise FwvizError(f"{path} does not hold the {rows} rows it promises: restore the pool.")
-    return texts, labels, keys
+    return columns
 
 
 def _check_columns(path: Path, schema: object) -> None:

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import overload
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from fwviz.backbones.family import Backbone
+from fwviz.backbones.family import Backbone, Classifier, Model
 from fwviz.tasks.batches import passes
-from fwviz.tasks.data import load_split, stratified_subset
+from fwviz.tasks.data import TaskData, load_split, stratified_subset
 from fwviz.tasks.extended import extended_features
-from fwviz.tasks.heads import scaled_heads
+from fwviz.tasks.heads import Head
+from fwviz.tasks.judges import Batch, FeatureJudge, Judged, judge_of
+from fwviz.tasks.metrics import metric, read_numbers
 from fwviz.types import Extension, FwvizError, PoolCard, Score, Split
 
 QUICK_SPLIT: Split = "validation"
 QUICK_COUNT = 64
 
 
+class Samples(NamedTuple):
+    """Held-out samples of one task: inputs (N, …), labels (N,) and the right answers in words, where it has them."""
+
+    inputs: Tensor
+    labels: Tensor
+    references: tuple[str, ...]
+
+
 class Evaluator:
-    """Accuracy and cross-entropy of θ on held-out samples of some tasks.
+    """Accuracy, or what metric the card names, and loss of θ on held-out samples of some tasks.
 
     Splits are decoded when they are first needed. ``should_stop`` is asked before every pass (a fraction of a second
     apart); once it says yes the result is None.
@@ -30,10 +39,10 @@ class Evaluator:
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: Model,
         card: PoolCard,
         tasks: Sequence[str],
-        heads: Mapping[str, Tensor],
+        heads: Mapping[str, Tensor | Classifier],
         *,
         quick_count: int = QUICK_COUNT,
         seed: int = 0,
@@ -42,7 +51,7 @@ class Evaluator:
         """
         Args:
             backbone: a bound model; may be the one of the job's objective, whose gradient stays untouched.
-            heads: task → unit class embeddings (C, D).
+            heads: task → unit class embeddings (C, D), or a classifier; none for a model that answers in words.
             quick_count: samples per task of the quick score, a stratified subset of the validation split.
             seed: which subset.
             chunk: samples per pass, ``backbone.chunk`` if None.
@@ -56,8 +65,8 @@ class Evaluator:
         self._flat = backbone.flat
         self._card = card
         self._cards = {task: card.task(task) for task in self.tasks}
-        self._heads = scaled_heads(backbone, {task: heads[task] for task in self.tasks})
-        self._quick: dict[str, tuple[Tensor, Tensor]] | None = None
+        self._judge = judge_of(backbone, heads, self._cards)
+        self._quick: dict[str, Samples] | None = None
         self._quick_count, self._seed, self._quick_split = quick_count, seed, QUICK_SPLIT
         self._chunk = backbone.chunk if chunk is None else chunk
 
@@ -135,7 +144,7 @@ class Evaluator:
                 if should_stop is not None and should_stop():
                     return None
                 data = load_split(self._card, card, split)
-                samples = {task: (data.inputs, data.labels)}
+                samples = {task: Samples(data.inputs, data.labels, data.references)}
                 if extension is None:
                     part = self._scores(samples, should_stop)
                 else:
@@ -145,10 +154,11 @@ class Evaluator:
                 scores |= part
         return scores
 
-    def _subset(self, task: str) -> tuple[Tensor, Tensor]:
-        data = load_split(self._card, self._cards[task], self._quick_split)
+    def _subset(self, task: str) -> Samples:
+        data: TaskData = load_split(self._card, self._cards[task], self._quick_split)
         rows = stratified_subset(data.labels, self._quick_count, self._seed)
-        return data.inputs[rows], data.labels[rows]
+        references = tuple(data.references[row] for row in rows.tolist()) if data.references else ()
+        return Samples(data.inputs[rows], data.labels[rows], references)
 
     def _load(self, theta: Tensor) -> None:
         if theta.shape != self._flat.theta.shape:
@@ -158,47 +168,61 @@ class Evaluator:
 
     @torch.no_grad()
     def _scores(
-        self, samples: Mapping[str, tuple[Tensor, Tensor]], should_stop: Callable[[], bool] | None
+        self, samples: Mapping[str, Samples], should_stop: Callable[[], bool] | None
     ) -> dict[str, Score] | None:
-        """Scores at the weights the backbone holds."""
+        """Scores at the weights the model holds."""
         names = tuple(samples)
-        counts = [samples[name][1].shape[0] for name in names]
-        correct = torch.zeros(len(names), dtype=torch.int64)
-        losses = torch.zeros(len(names), dtype=torch.float64)
-        for pieces in passes(counts, self._chunk):
+        judged: dict[str, list[Judged]] = {name: [] for name in names}
+        for pieces in passes([len(samples[name].labels) for name in names], self._chunk):
             if should_stop is not None and should_stop():
                 return None
-            features = self._backbone.features([samples[names[k]][0][start:stop] for k, start, stop in pieces])
-            parts = features.split([stop - start for _, start, stop in pieces])
-            for (k, start, stop), part in zip(pieces, parts, strict=True):
-                logits = self._heads[names[k]].logits(part)
-                labels = samples[names[k]][1][start:stop].to(logits.device)
-                correct[k] += int((logits.argmax(dim=-1) == labels).sum())
-                losses[k] += float(F.cross_entropy(logits, labels, reduction="sum"))
-        return {
-            name: Score(correct[k].item() / count, losses[k].item() / count, count)
-            for k, (name, count) in enumerate(zip(names, counts, strict=True))
-        }
+            batches = [self._batch(names[k], samples[names[k]], start, stop) for k, start, stop in pieces]
+            for batch, found in zip(batches, self._judge.judge(batches), strict=True):
+                judged[batch.task].append(found)
+        return {name: self._score(name, samples[name], judged[name]) for name in names}
+
+    def _batch(self, task: str, samples: Samples, start: int, stop: int) -> Batch:
+        labels = samples.labels[start:stop].to(self._backbone.device)
+        return Batch(task, samples.inputs[start:stop], labels)
+
+    def _score(self, task: str, samples: Samples, judged: Sequence[Judged]) -> Score:
+        """The metric of the task's card over all answers, and the mean loss."""
+        wanted = metric(self._cards[task].metric)
+        count, loss = len(samples.labels), sum(part.loss for part in judged)
+        texts = [text for part in judged if isinstance(part.answers, list) for text in part.answers]
+        numbers = [part.answers for part in judged if isinstance(part.answers, Tensor)]
+        if wanted.kind == "texts":
+            value = wanted.compute(texts, samples.references)
+        elif numbers:
+            value = wanted.compute(torch.cat(numbers), samples.labels)
+        else:
+            value = wanted.compute(read_numbers(texts), read_numbers(samples.references))
+        return Score(value, loss / count, count)
 
     @torch.no_grad()
     def _extended_scores(
         self,
         theta: Tensor,
         extension: Extension,
-        samples: Mapping[str, tuple[Tensor, Tensor]],
+        samples: Mapping[str, Samples],
         should_stop: Callable[[], bool] | None,
     ) -> dict[str, Score] | None:
         """Scores of a merge of several parts; an input may be routed to the expert of any task."""
-        inputs = {task: part for task, (part, _) in samples.items()}
+        if not isinstance(self._judge, FeatureJudge) or not isinstance(self._backbone, Backbone):
+            raise FwvizError(
+                "a merge with experts or a router needs a model that makes features: choose another method."
+            )
+        judge = self._judge
+        if extension.maps and not all(isinstance(head, Head) for head in judge.heads.values()):
+            raise FwvizError("a map of features needs heads made of texts, not classifiers: choose another method.")
+        inputs = {task: part.inputs for task, part in samples.items()}
         features = extended_features(
             self._backbone, theta, extension, inputs, chunk=self._chunk, should_stop=should_stop
         )
         if features is None:
             return None
-        scores = {}
-        for task, (_, labels) in samples.items():
-            logits = self._heads[task].logits(features[task].to(self._backbone.device)).cpu()
-            correct = int((logits.argmax(dim=-1) == labels).sum())
-            loss = float(F.cross_entropy(logits, labels, reduction="sum"))
-            scores[task] = Score(correct / len(labels), loss / len(labels), len(labels))
-        return scores
+        device = self._backbone.device
+        return {
+            task: self._score(task, part, [judge.read(task, features[task].to(device), part.labels.to(device))])
+            for task, part in samples.items()
+        }

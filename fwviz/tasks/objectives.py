@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from fwviz.backbones.family import Backbone
+from fwviz.backbones.family import Backbone, Classifier, Model
 from fwviz.tasks import probe
 from fwviz.tasks.batches import passes
 from fwviz.tasks.data import TaskData
-from fwviz.tasks.heads import scaled_heads
+from fwviz.tasks.judges import Batch, FeatureJudge, Judge
 from fwviz.types import FwvizError, LossName
 
 
@@ -20,11 +20,11 @@ def _go_on() -> None:
     """The check of an objective nobody wants to stop."""
 
 
-class CalibrationObjective:
+class LabelledObjective:
     """The joint loss of some tasks, the mean over tasks of each task's mean loss, and its flat gradient.
 
-    Satisfies :class:`fwviz.types.Objective` and :class:`fwviz.types.Probe`. The gradient is exact and does not depend
-    on how samples are cut into passes; memory is bounded by one pass.
+    Satisfies :class:`fwviz.types.Objective`. The gradient is exact and does not depend on how samples are cut into
+    passes; memory is bounded by one pass.
 
     ``check`` is called before every pass (a fraction of a second apart); what it raises ends the call. It is how a run
     stops or pauses inside a long gradient, and may be replaced at any time.
@@ -32,9 +32,9 @@ class CalibrationObjective:
 
     def __init__(
         self,
-        backbone: Backbone,
+        model: Model,
+        judge: Judge,
         data: Mapping[str, TaskData],
-        heads: Mapping[str, Tensor],
         *,
         unlabelled: Mapping[str, Tensor] | None = None,
         chunk: int | None = None,
@@ -42,30 +42,25 @@ class CalibrationObjective:
     ) -> None:
         """
         Args:
-            backbone: a bound model of this job's own.
+            model: a bound model of this job's own.
+            judge: what turns its outputs into losses.
             data: task → labelled samples, in the order of ``tasks``.
-            heads: task → unit class embeddings (C, D).
             unlabelled: task → inputs (N, …) for ``loss="entropy"``; those of ``data`` if None.
-            chunk: samples per pass, ``backbone.chunk`` if None.
+            chunk: samples per pass, ``model.chunk`` if None.
         """
-        if backbone.flat is None:
-            raise ValueError("bind the backbone to a layout first")
+        if model.flat is None:
+            raise ValueError("bind the model to a layout first")
         if not data:
             raise FwvizError("there is no task to merge for: choose at least one.")
         self.tasks = tuple(data)
         self.check = check
-        self._backbone = backbone
-        self._flat = backbone.flat
-        self._heads = scaled_heads(backbone, {task: heads[task] for task in data})
-        for task, samples in data.items():
-            if int(samples.labels.max()) >= self._heads[task].classes:
-                raise FwvizError(
-                    f"task {task!r} has labels beyond the {self._heads[task].classes} classes of its head."
-                )
+        self._model = model
+        self._judge = judge
+        self._flat = model.flat
         self._inputs = {task: samples.inputs for task, samples in data.items()}
-        self._labels = {task: samples.labels.to(backbone.device) for task, samples in data.items()}
+        self._labels = {task: samples.labels.to(model.device) for task, samples in data.items()}
         self._unlabelled = self._inputs if unlabelled is None else {task: unlabelled[task] for task in data}
-        self._chunk = backbone.chunk if chunk is None else chunk
+        self._chunk = model.chunk if chunk is None else chunk
 
     def losses(
         self,
@@ -90,10 +85,93 @@ class CalibrationObjective:
     ) -> tuple[Tensor, Tensor]:
         """Losses (K,) and the flat gradient (P,) of their mean.
 
-        The gradient is the backbone's own buffer, on its device: valid until the next call, never to be written to.
+        The gradient is the model's own buffer, on its device: valid until the next call, never to be written to.
         """
         losses = self._sweep(theta, tasks, loss, batch_size, generator, backward=True)
         return losses, self._flat.gradient
+
+    def _known(self, task: str) -> None:
+        if task not in self._labels:
+            raise FwvizError(f"the objective has no task {task!r}: choose from {', '.join(self.tasks)}.")
+
+    @contextmanager
+    def _loaded(self, theta: Tensor) -> Iterator[None]:
+        """The model, for oneself alone, at weights θ (P,)."""
+        if theta.shape != self._flat.theta.shape:
+            raise ValueError(f"theta has shape {tuple(theta.shape)}, not {tuple(self._flat.theta.shape)}")
+        with self._model.lock:
+            with torch.no_grad():
+                self._flat.load(theta)
+            yield
+
+    def _sweep(
+        self,
+        theta: Tensor,
+        tasks: Sequence[str] | None,
+        loss: LossName,
+        batch_size: int | None,
+        generator: torch.Generator | None,
+        *,
+        backward: bool,
+    ) -> Tensor:
+        names = self.tasks if tasks is None else tuple(tasks)
+        for name in names:
+            self._known(name)
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"tasks must be distinct and at least one, not {names}")
+        inputs = self._inputs if loss == "cross_entropy" else self._unlabelled
+        rows = [_draw(inputs[name].shape[0], batch_size, generator) for name in names]
+        device = self._model.device
+        sums = torch.zeros(len(names), dtype=torch.float64, device=device)
+        with self._loaded(theta), torch.set_grad_enabled(backward):
+            if backward:
+                self._flat.zero_gradient()
+            for pieces in passes([len(r) for r in rows], self._chunk):
+                self.check()
+                batches = [self._batch(names[k], inputs, rows[k][start:stop], loss) for k, start, stop in pieces]
+                mean = self._flat.theta.new_zeros(())
+                for (k, _, _), total in zip(pieces, self._judge.loss_sums(batches, loss), strict=True):
+                    sums[k] += total.detach()
+                    mean = mean + total / (len(rows[k]) * len(names))
+                if backward:
+                    mean.backward()
+        counts = torch.tensor([len(r) for r in rows], dtype=torch.float64)
+        return (sums.cpu() / counts).float()
+
+    def _batch(self, task: str, inputs: Mapping[str, Tensor], rows: Tensor, loss: LossName) -> Batch:
+        labels = self._labels[task][rows.to(self._model.device)] if loss == "cross_entropy" else None
+        return Batch(task, inputs[task][rows], labels)
+
+
+class CalibrationObjective(LabelledObjective):
+    """The objective of a model with heads, which can also look inside it: satisfies :class:`fwviz.types.Probe` too."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        data: Mapping[str, TaskData],
+        heads: Mapping[str, Tensor | Classifier],
+        *,
+        unlabelled: Mapping[str, Tensor] | None = None,
+        chunk: int | None = None,
+        check: Callable[[], None] = _go_on,
+    ) -> None:
+        """
+        Args:
+            backbone: a bound model of this job's own.
+            data: task → labelled samples, in the order of ``tasks``.
+            heads: task → unit class embeddings (C, D), or a classifier.
+            unlabelled: task → inputs (N, …) for ``loss="entropy"``; those of ``data`` if None.
+            chunk: samples per pass, ``backbone.chunk`` if None.
+        """
+        judge = FeatureJudge(backbone, {task: heads[task] for task in data})
+        super().__init__(backbone, judge, data, unlabelled=unlabelled, chunk=chunk, check=check)
+        self._backbone = backbone
+        self._heads = judge.heads
+        for task, samples in data.items():
+            head = self._heads[task]
+            if not head.is_number and int(samples.labels.max()) >= head.classes:
+                raise FwvizError(f"task {task!r} has labels beyond the {head.classes} classes of its head.")
 
     # --- looking inside -------------------------------------------------------------------------
 
@@ -106,13 +184,16 @@ class CalibrationObjective:
         count: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Unit features the heads read: (N, D) float32, CPU; in the order of ``labels`` when ``count`` is None."""
+        """What the head's linear layer reads: (N, D) float32, CPU; in the order of ``labels`` when ``count`` is None.
+
+        Of unit length where heads are made of texts.
+        """
         inputs = self._drawn(task, count, generator, self._unlabelled if unlabelled else self._inputs)
         with self._loaded(theta):
-            return probe.features(self._backbone, inputs, self._chunk, self.check)
+            return probe.features(self._backbone, self._heads[task], inputs, self._chunk, self.check)
 
     def labels(self, task: str) -> Tensor:
-        """Labels of the calibration samples: (N,) int64, CPU."""
+        """Labels of the calibration samples: (N,) int64, or float32 of numbers, CPU."""
         self._known(task)
         return self._labels[task].cpu()
 
@@ -151,65 +232,11 @@ class CalibrationObjective:
         with self._loaded(theta):
             return probe.input_grams(self._backbone, self._flat, inputs, self._chunk, self.check)
 
-    def _known(self, task: str) -> None:
-        if task not in self._heads:
-            raise FwvizError(f"the objective has no task {task!r}: choose from {', '.join(self.tasks)}.")
-
     def _drawn(
         self, task: str, count: int | None, generator: torch.Generator | None, inputs: Mapping[str, Tensor]
     ) -> Tensor:
         self._known(task)
         return inputs[task][_draw(len(inputs[task]), count, generator)]
-
-    @contextmanager
-    def _loaded(self, theta: Tensor) -> Iterator[None]:
-        """The tower, for oneself alone, at weights θ (P,)."""
-        if theta.shape != self._flat.theta.shape:
-            raise ValueError(f"theta has shape {tuple(theta.shape)}, not {tuple(self._flat.theta.shape)}")
-        with self._backbone.lock:
-            with torch.no_grad():
-                self._flat.load(theta)
-            yield
-
-    def _sweep(
-        self,
-        theta: Tensor,
-        tasks: Sequence[str] | None,
-        loss: LossName,
-        batch_size: int | None,
-        generator: torch.Generator | None,
-        *,
-        backward: bool,
-    ) -> Tensor:
-        names = self.tasks if tasks is None else tuple(tasks)
-        for name in names:
-            self._known(name)
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"tasks must be distinct and at least one, not {names}")
-        inputs = self._inputs if loss == "cross_entropy" else self._unlabelled
-        rows = [_draw(inputs[name].shape[0], batch_size, generator) for name in names]
-        heads = [self._heads[name] for name in names]
-        device = self._backbone.device
-        sums = torch.zeros(len(names), dtype=torch.float64, device=device)
-        with self._loaded(theta), torch.set_grad_enabled(backward):
-            if backward:
-                self._flat.zero_gradient()
-            for pieces in passes([len(r) for r in rows], self._chunk):
-                self.check()
-                features = self._backbone.features([inputs[names[k]][rows[k][start:stop]] for k, start, stop in pieces])
-                mean = features.new_zeros(())
-                parts = features.split([stop - start for _, start, stop in pieces])
-                for (k, start, stop), part in zip(pieces, parts, strict=True):
-                    labels = None
-                    if loss == "cross_entropy":
-                        labels = self._labels[names[k]][rows[k][start:stop].to(device)]
-                    total = heads[k].loss_sum(part, labels, loss)
-                    sums[k] += total.detach()
-                    mean = mean + total / (len(rows[k]) * len(names))
-                if backward:
-                    mean.backward()
-        counts = torch.tensor([len(r) for r in rows], dtype=torch.float64)
-        return (sums.cpu() / counts).float()
 
 
 def _draw(count: int, batch_size: int | None, generator: torch.Generator | None) -> Tensor:

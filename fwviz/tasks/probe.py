@@ -10,19 +10,19 @@ from torch.nn import functional as F
 
 from fwviz.backbones.family import Backbone
 from fwviz.space.binding import FlatParameters
-from fwviz.tasks.heads import Head
+from fwviz.tasks.heads import TaskHead
 
 # Directions with a smaller share of a sample's information are beyond float32.
 _NEGLIGIBLE = 1e-6
 
 
 @torch.no_grad()
-def features(backbone: Backbone, inputs: Tensor, chunk: int, check: Callable[[], None]) -> Tensor:
-    """Unit features at the backbone's weights: inputs (N, …) → (N, D) float32, CPU."""
+def features(backbone: Backbone, head: TaskHead, inputs: Tensor, chunk: int, check: Callable[[], None]) -> Tensor:
+    """What the head's linear layer reads at the backbone's weights: inputs (N, …) → (N, D) float32, CPU."""
     parts = []
     for part in inputs.split(chunk):
         check()
-        parts.append(backbone.features([part]).cpu())
+        parts.append(head.inner(backbone.features([part])).cpu())
     return torch.cat(parts)
 
 
@@ -54,7 +54,7 @@ def input_grams(
 def squared_gradients(
     backbone: Backbone,
     flat: FlatParameters,
-    head: Head,
+    head: TaskHead,
     inputs: Tensor,
     passes: int | None,
     generator: torch.Generator | None,
@@ -78,7 +78,7 @@ def squared_gradients(
     for part in inputs.split(shared):
         check()
         with torch.enable_grad():
-            output = backbone.features([part])
+            output = head.inner(backbone.features([part]))
         rows = [_limited(_directions(head, feature), each, generator) for feature in output.detach()]
         for r in range(max(map(len, rows))):
             direction = torch.stack([row[r] if r < len(row) else torch.zeros_like(row[0]) for row in rows])
@@ -88,10 +88,12 @@ def squared_gradients(
     return total.div_(count).cpu()
 
 
-def _directions(head: Head, feature: Tensor) -> Tensor:
+def _directions(head: TaskHead, feature: Tensor) -> Tensor:
     """Vectors u_r, the largest first, with Σ_r u_r·u_rᵀ = Wᵀ(diag p − ppᵀ)W at one feature (D,): (R, D)."""
+    if head.is_number:  # a normal distribution around it: the information is that of its own slope
+        return head.weight.to(feature)
     weight = head.weight.double()
-    p = F.softmax(head.logits(feature), dim=-1).double()
+    p = F.softmax(feature @ head.weight.T, dim=-1).double()
     spread = torch.diag(p) - torch.outer(p, p)
     if weight.shape[0] > weight.shape[1]:
         spread, weight = weight.t() @ spread @ weight, torch.eye(weight.shape[1]).to(weight)
