@@ -19,7 +19,7 @@ Place = Callable[[pd.DataFrame], tuple[np.ndarray, np.ndarray]]
 KEY_RUNS = 8  # runs named under the picture
 
 
-def choose_task(data: pd.DataFrame, task: str) -> tuple[pd.DataFrame, str]:
+def _choose_task(data: pd.DataFrame, task: str) -> tuple[pd.DataFrame, str]:
     """The rows of one task ("" prefers "joint", else the first) and of runs, and what that task is called."""
     measured = data[data["series"].isin(("grid", "corner"))] if "series" in data else data
     tasks = list(dict.fromkeys(measured["task"].astype(str))) if "task" in data else []
@@ -28,6 +28,20 @@ def choose_task(data: pd.DataFrame, task: str) -> tuple[pd.DataFrame, str]:
         return data, chosen
     drawn = (data["task"].astype(str) == chosen) | ~data.index.isin(measured.index)
     return data[drawn], chosen
+
+
+def measured(
+    data: pd.DataFrame, value: Value, task: str, places: Sequence[str]
+) -> tuple[pd.DataFrame, str, pd.DataFrame]:
+    """(rows of the task and of runs, the task, those of them that were measured in the picture).
+
+    ``places`` are the columns that say where a row stands.
+    """
+    rows, shown = _choose_task(style.take(data, ("series", *places, value), places), task)
+    rows = rows.assign(**{value: pd.to_numeric(rows[value], errors="coerce")}) if len(rows) else rows
+    rows = rows if "model" in rows else rows.assign(model="")
+    inside = rows["series"].isin(("grid", "corner")) & np.isfinite(rows[value].astype(float))
+    return rows, shown, rows[inside]
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def landscape_contour(
     A point not measured yet takes the colour of the nearest measured one of a coarser grid; contour lines are those of
     the finest grid that is complete.
     """
-    rows, shown, measured = measured_rows(data, value, task)
+    rows, shown, measured = field.measured(data, value, task, ("x", "y"))
     if not len(measured):
         return style.empty("Nothing measured yet: press Draw.", theme, reading=READING, revision="landscape")
     grid = measured[measured["series"] == "grid"]
@@ -88,15 +88,6 @@ def landscape_contour(
         ],
     }
     return style.figure(traces, base | changes)
-
-
-def measured_rows(data: pd.DataFrame, value: field.Value, task: str) -> tuple[pd.DataFrame, str, pd.DataFrame]:
-    """(rows of the task and of runs, the task, those of them that were measured on the plane)."""
-    rows, shown = field.choose_task(style.take(data, ("series", "x", "y", value), ("x", "y")), task)
-    rows = rows.assign(**{value: pd.to_numeric(rows[value], errors="coerce")}) if len(rows) else rows
-    rows = rows if "model" in rows else rows.assign(model="")
-    on_plane = rows["series"].isin(("grid", "corner")) & np.isfinite(rows[value].astype(float))
-    return rows, shown, rows[on_plane]
 
 
 def fill(grid: pd.DataFrame, value: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:

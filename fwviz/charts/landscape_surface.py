@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from fwviz.charts import _field as field
 from fwviz.charts import _style as style
-from fwviz.charts.landscape_contour import corner_titles, fill, measured_rows
+from fwviz.charts.landscape_contour import corner_titles, fill
 from fwviz.registry import chart
 
 READING = (
@@ -43,7 +43,7 @@ def landscape_surface(
 
     A run without a measured loss of its own, or drawn over a single task, lies on the surface.
     """
-    rows, shown, measured = measured_rows(data, value, task)
+    rows, shown, measured = field.measured(data, value, task, ("x", "y"))
     grid = measured[measured["series"] == "grid"]
     if not len(measured):
         return style.empty("Nothing measured yet: press Draw.", theme, reading=READING, revision="relief")

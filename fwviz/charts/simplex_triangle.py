@@ -47,11 +47,7 @@ def simplex_triangle(
         until: draw the runs up to this iteration.
         limits: lowest and highest value of the colours, to compare two pictures; None fits them.
     """
-    rows = style.take(data, ("series", *LAMBDAS, value), LAMBDAS)
-    rows, shown = field.choose_task(rows, task)
-    rows = rows.assign(**{value: pd.to_numeric(rows[value], errors="coerce")}) if len(rows) else rows
-    rows = rows if "model" in rows else rows.assign(model="")
-    measured = rows[rows["series"].isin(("grid", "corner")) & np.isfinite(rows[value].astype(float))]
+    rows, shown, measured = field.measured(data, value, task, LAMBDAS)
     if not len(measured):
         return style.empty("Nothing measured yet: press Draw.", theme, reading=READING, revision="simplex")
     grid = measured[measured["series"] == "grid"].drop_duplicates(["column", "row"])

@@ -47,9 +47,10 @@ class Rule:
 def start_steps(landscape: solver.Landscape, start: Tensor, note: str) -> Generator[Step, None, float]:
     """The initial solution, before (inner = 1) and after its loss over all samples, which is returned."""
     rows = landscape.family.coefficients(start)
-    yield _step(landscape, rows, t=0, inner=1, note=f"initial solution: {note}")
+    yield linear_step(landscape.groups, rows, t=0, inner=1, note=f"initial solution: {note}")
     loss = landscape.value(start)
-    yield _step(landscape, rows, t=0, loss=loss, note=f"initial solution: {note}; {_name(landscape)} {loss:.3f}")
+    note = f"{note}; {_name(landscape)} {loss:.3f}"
+    yield linear_step(landscape.groups, rows, t=0, loss=loss, note=f"initial solution: {note}")
     return loss
 
 
@@ -76,8 +77,8 @@ def learn(
     for progress in updates:
         weights = progress.weights
         rows = landscape.family.coefficients(weights)
-        yield _step(
-            landscape,
+        yield linear_step(
+            landscape.groups,
             rows,
             t=t,
             inner=progress.update - done,
@@ -86,8 +87,8 @@ def learn(
         )
         if progress.update == t * rule.updates // iterates:
             loss = landscape.value(weights)
-            yield _step(
-                landscape,
+            yield linear_step(
+                landscape.groups,
                 rows,
                 t=t,
                 loss=loss,
@@ -128,8 +129,8 @@ def _name(landscape: solver.Landscape) -> str:
     return "entropy" if landscape.loss == "entropy" else "calibration loss"
 
 
-def _step(
-    landscape: solver.Landscape,
+def linear_step(
+    groups: Groups,
     rows: Tensor,
     *,
     t: int,
@@ -138,10 +139,11 @@ def _step(
     loss: float | None = None,
     status: Status = "running",
 ) -> Step:
+    """A step with coefficients (G, n) and a note, its place in the hull found out."""
     return Step(
         t=t,
         inner=inner,
-        granularity=landscape.groups.granularity,
+        granularity=groups.granularity,
         coefficients=rows.float(),
         loss=loss,
         in_hull=simplex.in_hull(rows, torch.zeros_like(rows)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -20,6 +21,23 @@ TANH_HELP = (
     "Coefficients are tanh(w), so that none leaves (-1, 1); otherwise w itself, the paper's ablation (its table 4)."
 )
 INIT_HELP = "Where learning starts: at the base (w = 0), or with the same coefficient for all as task arithmetic does."
+
+
+def rate_setting() -> Any:
+    """The field ``learning_rate``."""
+    return setting(0.1, "Largest change of a weight per update, at first.", low=1e-5, high=1.0)
+
+
+def decay_setting() -> Any:
+    """The field ``weight_decay``."""
+    return setting(0.01, "AdamW: each update first shrinks w by rate times this.", low=0.0, high=10.0)
+
+
+def anneal_setting() -> Any:
+    """The field ``anneal``."""
+    return setting(
+        True, "Let the rate fall to a tenth and return the mean of the last quarter; otherwise it stays constant."
+    )
 
 
 @dataclass(frozen=True)
@@ -44,11 +62,9 @@ class Settings:
         high=5000,
     )
     batch_size: int = setting(16, BATCH_HELP, low=0, high=1024)
-    learning_rate: float = setting(0.1, "Largest change of a weight per update, at first.", low=1e-5, high=1.0)
-    weight_decay: float = setting(0.01, "AdamW: each update first shrinks w by rate times this.", low=0.0, high=10.0)
-    anneal: bool = setting(
-        True, "Let the rate fall to a tenth and return the mean of the last quarter; otherwise it stays constant."
-    )
+    learning_rate: float = rate_setting()
+    weight_decay: float = decay_setting()
+    anneal: bool = anneal_setting()
 
 
 @merge_method(

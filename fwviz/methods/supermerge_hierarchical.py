@@ -9,10 +9,19 @@ import torch
 from torch import Tensor
 
 from fwviz import solver
-from fwviz.methods._learning import BATCH_HELP, free
-from fwviz.methods.supermerge import GRANULARITY_HELP, INIT_HELP, INITS, TANH_HELP, first_weight, parametrisation
+from fwviz.methods._learning import BATCH_HELP, free, linear_step
+from fwviz.methods.supermerge import (
+    GRANULARITY_HELP,
+    INIT_HELP,
+    INITS,
+    TANH_HELP,
+    anneal_setting,
+    decay_setting,
+    first_weight,
+    parametrisation,
+    rate_setting,
+)
 from fwviz.registry import merge_method, setting
-from fwviz.space import simplex
 from fwviz.space.similarity import cosine, similar_groups
 from fwviz.space.vectors import ResidentTaskVectors
 from fwviz.types import GRANULARITIES, Granularity, Groups, Problem, Status, Step, TaskVectors
@@ -46,11 +55,9 @@ class Settings:
     )
     updates: int = setting(40, "Updates of the coefficients per node of the tree.", low=1, high=5000)
     batch_size: int = setting(16, BATCH_HELP, low=0, high=1024)
-    learning_rate: float = setting(0.1, "Largest change of a weight per update, at first.", low=1e-5, high=1.0)
-    weight_decay: float = setting(0.01, "AdamW: each update first shrinks w by rate times this.", low=0.0, high=10.0)
-    anneal: bool = setting(
-        True, "Let the rate fall to a tenth and return the mean of the last quarter; otherwise it stays constant."
-    )
+    learning_rate: float = rate_setting()
+    weight_decay: float = decay_setting()
+    anneal: bool = anneal_setting()
 
 
 @merge_method(
@@ -81,12 +88,12 @@ def supermerge_hierarchical(problem: Problem, settings: Settings) -> Iterator[St
     def completed(rows: Tensor, t: int, note: str, status: Status = "running") -> Step:
         vectors.combine(rows.float(), groups, out=theta)
         loss = float(problem.objective.losses(theta).mean())
-        return _step(
-            rows, groups, t=t, loss=loss, note=f"{note}; calibration loss of all tasks {loss:.3f}", status=status
+        return linear_step(
+            groups, rows, t=t, loss=loss, note=f"{note}; calibration loss of all tasks {loss:.3f}", status=status
         )
 
     base = torch.zeros(len(groups), vectors.n, dtype=torch.float64)
-    yield _step(base, groups, t=0, inner=1, note="initial solution: the base")
+    yield linear_step(groups, base, t=0, inner=1, note="initial solution: the base")
     yield completed(base, 0, "initial solution: the base")
     gram = vectors.gram(groups)
     held = _Held(vectors, groups, settings.arity)
@@ -203,9 +210,9 @@ def _merge(
         weight_decay=settings.weight_decay,
     ):
         weights = progress.weights
-        yield _step(
-            composed(weights),
+        yield linear_step(
             groups,
+            composed(weights),
             t=t,
             inner=progress.update,
             loss=progress.loss,
@@ -213,25 +220,3 @@ def _merge(
         )
     found = _Model(composed(weights), leaves)
     return found, f"{words}, learnt on {', '.join(tasks) or 'all tasks, as its checkpoints own none'}"
-
-
-def _step(
-    rows: Tensor,
-    groups: Groups,
-    *,
-    t: int,
-    note: str,
-    inner: int = 0,
-    loss: float | None = None,
-    status: Status = "running",
-) -> Step:
-    return Step(
-        t=t,
-        inner=inner,
-        granularity=groups.granularity,
-        coefficients=rows.float(),
-        loss=loss,
-        in_hull=simplex.in_hull(rows, torch.zeros_like(rows)),
-        status=status,
-        note=note,
-    )

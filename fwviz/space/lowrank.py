@@ -11,12 +11,12 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from threading import Lock
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fwviz.space.vectors import Meter, check_base, room_for, segment_sum
 from fwviz.types import FwvizError, Groups, ParamLayout
 
 
@@ -44,18 +44,6 @@ class Dense:
 
 
 Part = LowRank | Rescaled | Dense
-
-
-class _Meter:
-    """Bytes of factors used, shared by a storage and its subsets."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-        self._lock = Lock()
-
-    def add(self, count: int) -> None:
-        with self._lock:
-            self.bytes += count
 
 
 @dataclass(frozen=True)
@@ -154,14 +142,11 @@ class LowRankTaskVectors:
         Raises:
             FwvizError: there is no checkpoint, or a part does not have the shape of its tensor.
         """
-        if base.shape != (layout.size,):
-            raise FwvizError(f"the base has shape {tuple(base.shape)}, but the layout has {layout.size} parameters.")
-        if not names:
-            raise FwvizError("there is no checkpoint to merge: choose at least one.")
+        check_base(layout, names, base)
         self.layout = layout
         self.names = tuple(names)
         self.base = base.detach()
-        self._meter = _Meter()
+        self._meter = Meter()
         for name, shape in zip(layout.names, layout.shapes, strict=True):
             for checkpoint, adapter in zip(self.names, adapters, strict=True):
                 if name in adapter:
@@ -184,7 +169,7 @@ class LowRankTaskVectors:
     def scores(self, gradient: Tensor, groups: Groups) -> Tensor:
         """S[g, i] = ⟨gradient_g, τᵢ,g⟩ as Σ over matrices of ⟨Uᵢᵀ G, Dᵢ⟩: (P,) → (G, n) float32 on the CPU."""
         owner = self._group_of(groups, gradient)
-        return self._sum(self._products(gradient), owner, len(groups)).float().cpu()
+        return segment_sum(self._products(gradient), owner, len(groups)).float().cpu()
 
     def cosines(self, gradient: Tensor, groups: Groups) -> Tensor:
         """C[g, i] = Σ over tensors of cos(gradient_p, θᵢ,p), 0 where a norm is 0: (P,) → (G, n) float32 on the CPU.
@@ -201,23 +186,18 @@ class LowRankTaskVectors:
         dot = mixed[:, None] + self._products(gradient)
         norms = (slope[:, None] * (weight[:, None] + 2 * cross + squares).clamp_min(0)).sqrt()
         cosine = torch.where(norms > 0, dot / norms, 0.0)
-        return self._sum(cosine, owner, len(groups)).float().cpu()
+        return segment_sum(cosine, owner, len(groups)).float().cpu()
 
     def gram(self, groups: Groups) -> Tensor:
         """K[g, i, j] = ⟨τᵢ,g, τⱼ,g⟩, with ⟨Uᵢ Dᵢ, Uⱼ Dⱼ⟩ = Σ (UᵢᵀUⱼ) ∘ (DᵢDⱼᵀ): (G, n, n) float64 on the CPU."""
         owner = self._group_of(groups, None)
         grams = torch.stack([self._gram(j).flatten() for j in range(len(self._stacks))])
-        return self._sum(grams, owner, len(groups)).view(len(groups), self.n, self.n).cpu()
+        return segment_sum(grams, owner, len(groups)).view(len(groups), self.n, self.n).cpu()
 
     def combine(self, coefficients: Tensor, groups: Groups, out: Tensor | None = None) -> Tensor:
         """θ₀ + Σᵢ λ[g, i]·τᵢ,g: coefficients (G, n) → (P,), written to ``out`` (any dtype and device) if given."""
         owner = self._group_of(groups, None)
-        if coefficients.shape != (len(groups), self.n):
-            raise ValueError(f"coefficients have shape {tuple(coefficients.shape)}, not {(len(groups), self.n)}")
-        if out is None:
-            out = torch.empty(self.layout.size, device=self.base.device)
-        elif out.shape != self.base.shape or out.data_ptr() == self.base.data_ptr():
-            raise ValueError("out must be another vector of the base's size")
+        out = room_for(coefficients, (len(groups), self.n), self.base, out)
         weights = coefficients.detach().to(self.base.device, torch.float32)
         direct = out.dtype == torch.float32 and out.device == self.base.device
         target = out.detach() if direct else torch.empty_like(self.base, dtype=torch.float32)
@@ -325,10 +305,6 @@ class LowRankTaskVectors:
         a = a.detach().to(self.base.device)
         pairs = [(self._view(a, j).float(), self._view(b, j).float()) for j in range(len(self._stacks))]
         return torch.stack([(x * y).sum(dtype=torch.float64) for x, y in pairs])
-
-    def _sum(self, values: Tensor, owner: Sequence[int], count: int) -> Tensor:
-        total = torch.zeros(count, values.shape[1], dtype=values.dtype, device=values.device)
-        return total.index_add_(0, torch.tensor(owner, device=values.device), values)
 
 
 def truncate(matrix: Tensor, rank: int) -> tuple[LowRank, float]:

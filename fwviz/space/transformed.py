@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fwviz.space.blocks import Blocks, Piece
 from fwviz.space.sparsify import elect_sign, kept_above, trim_rows
-from fwviz.space.vectors import _Meter, _Scratch, _TaskVectors, in_parallel
+from fwviz.space.vectors import Meter, _Scratch, _TaskVectors, in_parallel
 from fwviz.types import TaskVectors
 
 # Changes the block (len(rows), stop − start) of task vectors ``rows`` in place: block, rows, start, stop.
@@ -23,7 +23,7 @@ class TransformedTaskVectors(_TaskVectors):
         """``rows`` of the source take part, all if None; ``change`` is always told rows of the source."""
         self._source, self._change = source, change
         self._rows = tuple(range(source.n)) if rows is None else tuple(rows)
-        super().__init__(source.layout, [source.names[i] for i in self._rows], source.base, _Meter())
+        super().__init__(source.layout, [source.names[i] for i in self._rows], source.base, Meter())
 
     @property
     def bytes_read(self) -> int:

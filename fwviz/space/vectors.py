@@ -54,7 +54,7 @@ class _Scratch:
         self._buffers[use] = buffer
 
 
-class _Meter:
+class Meter:
     """Bytes of checkpoint data read, shared by a storage and its subsets."""
 
     def __init__(self) -> None:
@@ -66,14 +66,30 @@ class _Meter:
             self.bytes += count
 
 
+def check_base(layout: ParamLayout, names: Sequence[str], base: Tensor) -> None:
+    """FwvizError unless the base fits the layout and there is something to merge with it."""
+    if base.shape != (layout.size,):
+        raise FwvizError(f"the base has shape {tuple(base.shape)}, but the layout has {layout.size} parameters.")
+    if not names:
+        raise FwvizError("there is no checkpoint to merge: choose at least one.")
+
+
+def room_for(coefficients: Tensor, shape: tuple[int, int], base: Tensor, out: Tensor | None) -> Tensor:
+    """Where a combination is written: ``out`` if it will do, else a new float32 vector beside the base."""
+    if coefficients.shape != shape:
+        raise ValueError(f"coefficients have shape {tuple(coefficients.shape)}, not {shape}")
+    if out is None:
+        return torch.empty(base.shape, device=base.device)
+    if out.shape != base.shape or out.data_ptr() == base.data_ptr():
+        raise ValueError("out must be another vector of the base's size")
+    return out
+
+
 class _TaskVectors(ABC):
     """What both storages share. A storage says how one block is loaded."""
 
-    def __init__(self, layout: ParamLayout, names: Sequence[str], base: Tensor, meter: _Meter) -> None:
-        if base.shape != (layout.size,):
-            raise FwvizError(f"the base has shape {tuple(base.shape)}, but the layout has {layout.size} parameters.")
-        if not names:
-            raise FwvizError("there is no checkpoint to merge: choose at least one.")
+    def __init__(self, layout: ParamLayout, names: Sequence[str], base: Tensor, meter: Meter) -> None:
+        check_base(layout, names, base)
         self.layout = layout
         self.names = tuple(names)
         self.base = base.detach()
@@ -116,7 +132,7 @@ class _TaskVectors(ABC):
                     partial[p, columns] = torch.mv(tau[:, a - start : b - start], slope[a - start : b - start])
 
         self._run(work, blocks)
-        return _segment_sum(partial, owner, len(groups)).float().cpu()
+        return segment_sum(partial, owner, len(groups)).float().cpu()
 
     def cosines(self, gradient: Tensor, groups: Groups) -> Tensor:
         """C[g, i] = Σ over tensors p of group g of ⟨gradient_p, θᵢ,p⟩ / (‖gradient_p‖·‖θᵢ,p‖), 0 where a norm is 0.
@@ -150,10 +166,10 @@ class _TaskVectors(ABC):
 
         self._run(work, blocks)
         tensors = len(self.layout.names)
-        norms = (_segment_sum(square, owner, tensors) * _segment_sum(slope_square, owner, tensors)).sqrt()
-        cosine = torch.where(norms > 0, _segment_sum(dot, owner, tensors) / norms, 0.0)
+        norms = (segment_sum(square, owner, tensors) * segment_sum(slope_square, owner, tensors)).sqrt()
+        cosine = torch.where(norms > 0, segment_sum(dot, owner, tensors) / norms, 0.0)
         group_of = [bisect_right(groups.bounds, offset) - 1 for offset in offsets[:-1]]
-        return _segment_sum(cosine, group_of, len(groups)).float().cpu()
+        return segment_sum(cosine, group_of, len(groups)).float().cpu()
 
     def gram(self, groups: Groups) -> Tensor:
         """K[g, i, j] = ⟨τᵢ,g, τⱼ,g⟩ in one sweep that reads every checkpoint once: (G, n, n) float64 on the CPU.
@@ -174,7 +190,7 @@ class _TaskVectors(ABC):
                 partial[p] = (part @ part.t()).flatten()
 
         self._run(work, blocks)
-        return _segment_sum(partial, owner, len(groups)).view(len(groups), self.n, self.n).cpu()
+        return segment_sum(partial, owner, len(groups)).view(len(groups), self.n, self.n).cpu()
 
     def combine(self, coefficients: Tensor, groups: Groups, out: Tensor | None = None) -> Tensor:
         """θ₀ + Σᵢ λ[g, i]·τᵢ,g. Checkpoints are read only where their coefficients are not zero.
@@ -184,12 +200,7 @@ class _TaskVectors(ABC):
             out: (P,) of any dtype and device, overwritten; a new float32 vector beside the base if None.
         """
         self._check(None, groups)
-        if coefficients.shape != (len(groups), self.n):
-            raise ValueError(f"coefficients have shape {tuple(coefficients.shape)}, not {(len(groups), self.n)}")
-        if out is None:
-            out = torch.empty(self.layout.size, device=self.base.device)
-        elif out.shape != self.base.shape or out.data_ptr() == self.base.data_ptr():
-            raise ValueError("out must be another vector of the base's size")
+        out = room_for(coefficients, (len(groups), self.n), self.base, out)
         target = out.detach()
         weights = coefficients.detach().to(self.base.device, torch.float32)
         used = coefficients.detach().ne(0).cpu()
@@ -321,7 +332,7 @@ def _row_blocks(rows: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
         yield first, list(rows[first : first + _ROWS])
 
 
-def _segment_sum(partial: Tensor, owner: Sequence[int], count: int) -> Tensor:
+def segment_sum(partial: Tensor, owner: Sequence[int], count: int) -> Tensor:
     """Add the rows of ``partial`` that have one owner: (len(owner), n) → (count, n)."""
     total = torch.zeros(count, partial.shape[1], dtype=partial.dtype, device=partial.device)
     return total.index_add_(0, torch.tensor(owner, device=partial.device), partial)
@@ -341,10 +352,10 @@ class ResidentTaskVectors(_TaskVectors):
         matrix: Tensor,
         *,
         rows: Sequence[int] | None = None,
-        meter: _Meter | None = None,
+        meter: Meter | None = None,
     ) -> None:
         """``rows`` of the matrix take part, all if None (this is how a subset shares memory)."""
-        super().__init__(layout, names, base, meter or _Meter())
+        super().__init__(layout, names, base, meter or Meter())
         self.matrix = matrix.detach()
         self._rows = tuple(range(matrix.shape[0])) if rows is None else tuple(rows)
         if matrix.dim() != 2 or (len(self._rows), matrix.shape[1]) != (self.n, layout.size):
@@ -394,9 +405,9 @@ class StreamedTaskVectors(_TaskVectors):
         base: Tensor,
         files: Sequence[CheckpointFile],
         *,
-        meter: _Meter | None = None,
+        meter: Meter | None = None,
     ) -> None:
-        super().__init__(layout, names, base, meter or _Meter())
+        super().__init__(layout, names, base, meter or Meter())
         self.files = tuple(files)
         if len(self.files) != self.n:
             raise FwvizError(f"there are {self.n} checkpoint names, but {len(self.files)} files.")
