@@ -200,6 +200,8 @@
         follow = next.follow !== false;
       }
       value = next;
+      // Until a run has a step to show, its charts show what they showed before: they step back.
+      document.documentElement.classList.toggle("fw-starting", value.live && !value.ticks.length);
       const last = Math.max(value.ticks.length - 1, 0);
       index = other || next.go || (follow && value.live) || (follow && next.index !== undefined) ? (next.index ?? last) : Math.min(index, last);
       if (fwviz.clicked && value.live && value.ticks.length) {

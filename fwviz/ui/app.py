@@ -228,7 +228,6 @@ async def _follow(desk: Desk, session: Session, ask: Callable[[], Messages]) -> 
     session.stream += 1
     mine = session.stream
     session.sent = {}
-    marks: dict[str, Any] = {}
     seen: Any = None
     try:
         yield await anyio.to_thread.run_sync(_guarded, desk, session, ask)
@@ -247,15 +246,11 @@ async def _follow(desk: Desk, session: Session, ask: Callable[[], Messages]) -> 
                 await asyncio.sleep(LOOK_EVERY)
                 continue
             seen = version
-            yield await anyio.to_thread.run_sync(
-                _guarded, desk, session, functools.partial(desk.update, session, marks)
-            )
+            yield await anyio.to_thread.run_sync(_guarded, desk, session, functools.partial(desk.update, session))
             await asyncio.sleep(UPDATE_EVERY)
-        for last in ([functools.partial(desk.update, session, marks)] if marks else []) + [
-            functools.partial(desk.average, session)
-        ]:
+        for last in (desk.average,) if seen is None else (desk.update, desk.average):
             if session.stream == mine:
-                yield await anyio.to_thread.run_sync(_guarded, desk, session, last)
+                yield await anyio.to_thread.run_sync(_guarded, desk, session, functools.partial(last, session))
     finally:
         if session.stream == mine:
             session.sent = None

@@ -96,7 +96,8 @@ class Desk:
         self.look_at(session, view)
         session.compare = (view, *session.compare)[: state.MAX_COMPARED]
         session.runs = (job.id, *session.runs)[: state.MAX_RUNS]
-        return {"form": self.forms.relevance(recipe, recipe.to_url()), **self.show(session)}
+        messages = self.show(session, charts=job.state == "queued")
+        return {"form": self.forms.relevance(recipe, recipe.to_url()), **messages}
 
     def step(self, session: Session) -> Messages:
         job = self._live_job(session)
@@ -133,33 +134,29 @@ class Desk:
     def look_at(self, session: Session, view: View, index: int | None = None) -> None:
         session.view, session.index = view, index
 
-    def show(self, session: Session, *, replay: bool = False) -> Messages:
-        """Everything that depends on what the page looks at, charts of its tab included."""
+    def show(self, session: Session, *, replay: bool = False, charts: bool = True) -> Messages:
+        """Everything that depends on what the page looks at, charts of its tab included unless they can wait."""
         messages = {"runbar": self.sending.runbar(self.looking.job(session)), "history": self.sending.history(session)}
         shown = self.looking.shown(session)
         if shown is None:
             return messages
         messages |= {"pins": pins_value(shown), **self.sending.controls(session, shown)}
-        messages |= self.sending.editor(session, shown)
-        charts = self.sending.charts(session, views.charts_of(session.tab), shown)
-        return messages | self.sending.deck(session, shown, replay=replay) | charts
+        messages |= self.sending.editor(session, shown) | self.sending.deck(session, shown, replay=replay)
+        return messages | self.sending.charts(session, views.charts_of(session.tab) if charts else (), shown)
 
-    def update(self, session: Session, marks: dict[str, Any]) -> Messages:
-        """What changed of a run or a measurement under way since ``marks``, which remembers what the page has."""
+    def update(self, session: Session) -> Messages:
+        """What changed of a run or a measurement under way since the page was told of it last.
+
+        Charts keep their pictures until a run has its first frame: to draw empty ones would delay it.
+        """
         shown = self.looking.shown(session)
-        messages = {"runbar": self.sending.runbar(self.looking.job(session))}
+        job = self.looking.job(session)
+        messages = {"runbar": self.sending.runbar(job)}
         if shown is None:
             return messages
-        names = []
-        for name in views.charts_of(session.tab):
-            mark = views.mark(name, shown, self.measured)
-            if marks.get(name) != mark:
-                marks[name] = mark
-                names.append(name)
-        if shown.live or marks.get("deck") != shown.index:
-            marks["deck"] = shown.index
-            messages |= self.sending.deck(session, shown)
-        return news(session, messages) | self.sending.charts(session, names, shown)
+        starting = job is not None and not job.ended and not job.frames
+        names = [] if starting else self.sending.changed(session, shown)
+        return news(session, messages | self.sending.deck(session, shown)) | self.sending.charts(session, names, shown)
 
     def scrub(self, session: Session, data: Any) -> Messages:
         """Move to a frame: the charts that show one frame only."""

@@ -14,12 +14,10 @@ from fwviz.runs.recipe import Recipe
 from fwviz.types import FwvizError
 from fwviz.ui import state
 from fwviz.ui.jobs import JobBoard
-from fwviz.ui.library import Library
+from fwviz.ui.library import FIRST_METHOD, Library
 from fwviz.ui.panels.sidebar import form_value, relevance_value, runbar_value
 from fwviz.ui.sending import Messages
 from fwviz.ui.state import Opening, Session
-
-FIRST_METHOD = "fw_soft"
 
 
 class Forms:

@@ -16,6 +16,7 @@ from fwviz.ui.state import View
 
 TRACES = Path(__file__).parents[2] / "assets" / "traces"
 KEPT = 24
+FIRST_METHOD = "fw_soft"
 
 
 def recordings_root() -> Path:
@@ -31,6 +32,7 @@ class Library:
         self.recordings = recordings
         self._kept: OrderedDict[View, Trace] = OrderedDict()
         self._lock = threading.Lock()
+        self._chosen: tuple[tuple[str, ...], View | None] = ((), None)
 
     def find(self, view: View) -> Trace:
         """The trace as it stands now. Raises FwvizError if there is none."""
@@ -74,8 +76,14 @@ class Library:
         return tuple(View("rec", run_id) for run_id in self.recordings.ids())
 
     def first(self) -> View | None:
-        """What a page without parameters shows."""
-        return next(iter(self.recorded()), None)
+        """What a page without parameters shows: the widest choice that the method the form begins with was given."""
+        ids = self.recordings.ids()
+        if ids != self._chosen[0]:
+            found = self.recordings.list()
+            told = [summary for summary in found if summary.recipe.method == FIRST_METHOD]
+            widest = max(told or found, key=lambda summary: len(summary.recipe.checkpoints), default=None)
+            self._chosen = (ids, None if widest is None else View("rec", widest.id))
+        return self._chosen[1]
 
     def _store(self, view: View) -> RunStore:
         return self.recordings if view.kind == "rec" else self.board.store

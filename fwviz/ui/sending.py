@@ -43,7 +43,18 @@ class Sending:
 
     def charts(self, session: Session, names: Iterable[str], shown: Shown) -> Messages:
         """The payloads of some charts; while a stream is on, what has changed of them."""
-        return {name: views.draw(name, shown, self.measured, session.sent) for name in names}
+        made = {}
+        for name in names:
+            if session.sent is not None:
+                session.sent[f"mark {name}"] = views.mark(name, shown, self.measured)
+            made[name] = views.draw(name, shown, self.measured, session.sent)
+        return made
+
+    def changed(self, session: Session, shown: Shown) -> list[str]:
+        """The charts of the tab whose pictures are others than those the page was sent since its stream is on."""
+        sent = session.sent or {}
+        names = views.charts_of(session.tab)
+        return [name for name in names if sent.get(f"mark {name}") != views.mark(name, shown, self.measured)]
 
     def controls(self, session: Session, shown: Shown) -> Messages:
         controls = TABS[session.tab].controls(shown)

@@ -160,10 +160,10 @@ def test_a_run_from_start_to_history(desk: Desk, pool_id: str) -> None:
     assert said(messages, "runbar")["status"] in {"starting", "running", "queued"}
     assert "method=fw_soft" in said(messages, "form")["query"]
     finish(desk, session)
-    marks: dict[str, Any] = {}
-    full = desk.update(session, marks)
+    session.sent = {}
+    full = desk.update(session)
     assert set(views.charts_of("merge")) <= set(full)
-    assert not set(desk.update(session, marks)) & set(views.charts_of("merge")), "an unchanged chart is sent again"
+    assert not set(desk.update(session)) & set(views.charts_of("merge")), "an unchanged chart is sent again"
     history = said({"history": desk.sending.history(session)}, "history")
     own = [row for row in history["rows"] if row["own"]]
     assert len(own) == 1
@@ -264,11 +264,11 @@ def test_an_update_of_a_live_page_is_small(desk: Desk, pool_id: str, tab: Any) -
     finish(desk, session)
     # The frames of the run that has ended arrive once more, one at a time.
     frames, final, job.final, job.ended = list(job.frames), job.final, None, False
-    session.sent, marks, drawn, later = {}, {}, set(), 0
+    session.sent, drawn, later = {}, set(), 0
     try:
         for count in range(2, len(frames)):
             job.frames = frames[:count]
-            messages = desk.update(session, marks)
+            messages = desk.update(session)
             for name, text in messages.items():
                 if name in views.charts_of(tab) and name in drawn:
                     assert len(text) < 2200, (name, len(text))
