@@ -7,7 +7,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from fwviz.backbones.families import FAMILIES
 from fwviz.backbones.family import Family, Heads
 from fwviz.backbones.folders import base_folder
 from fwviz.pools.adapters import WEIGHTS, is_adapter
+from fwviz.pools.places import find_pool, is_id
 from fwviz.types import METRICS, SPLITS, CheckpointCard, FileCard, FwvizError, PoolCard, TaskCard
 
-KINDS = ("own", "weak", "half_classes", "noisy_labels", "foreign_base")
+KINDS = ("own", "weak", "half_classes", "noisy_labels", "foreign_base", "brought")
 ROWS = ("base", "individual")
 MORE_ROWS = ("mtl",)  # one model trained on all tasks: a card may lack it
 SCORED: tuple[str, ...] = ("validation", "test")
@@ -29,7 +30,7 @@ _MAX_BYTES = 4 << 20  # of pool.yaml
 _MAX_DEPTH = 24
 _MAX_CHECKPOINTS, _MAX_TASKS, _MAX_CLASSES, _MAX_PROMPTS = 1024, 1024, 10_000, 256
 _MAX_ROWS = 1_000_000
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
+_MAX_PARENTS = 8
 _REPOSITORY = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/)?[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # libyaml's where PyYAML was built with it: ten times faster.
@@ -49,42 +50,52 @@ class _Loader(_SAFE):
         return mapping
 
 
-def is_id(text: str) -> bool:
-    """Whether a text can be the id of a pool, checkpoint or task (and so is no path)."""
-    return bool(_ID.fullmatch(text)) and ".." not in text
-
-
 def load_card(root: Path | str) -> PoolCard:
     """Read and validate ``root/pool.yaml``. No other file is opened; paths are checked to lie inside ``root``.
+
+    A card that ``extends`` another pool, by its name or absolute folder, has that pool's base and rules of merging,
+    and its checkpoints and tasks before its own; the paths of what it takes over are absolute.
 
     Raises:
         FwvizError: the file is missing, too large, no YAML, uses aliases, or a value is missing or out of range.
     """
-    root = Path(root)
+    return _load(Path(root), 0)
+
+
+def _load(root: Path, parents: int) -> PoolCard:
     file = root / "pool.yaml"
     top = Node(str(file), "", read_yaml(file))
     if top.count("format", 1, 1_000_000) != 1:
         raise FwvizError(f"{file} has format {top.value['format']}, but this version reads format 1: update fwviz.")
-    merge = top.node("merge")
-    family = top.choice("family", tuple(FAMILIES))
+    parent = _parent(top, parents) if "extends" in top.value else None
+    family = top.choice("family", tuple(FAMILIES)) if parent is None else parent.family
     heads = FAMILIES[family].heads
-    checkpoints = tuple(_checkpoint(node, root, heads) for node in top.nodes("checkpoints", _MAX_CHECKPOINTS))
-    tasks = tuple(_task(node, root, heads) for node in top.nodes("tasks", _MAX_TASKS))
+    own_checkpoints = top.nodes("checkpoints", _MAX_CHECKPOINTS, optional=parent is not None)
+    own_tasks = top.nodes("tasks", _MAX_TASKS, optional=parent is not None)
+    checkpoints = tuple(_checkpoint(node, root, heads) for node in own_checkpoints)
+    tasks = tuple(_task(node, root, heads) for node in own_tasks)
+    if parent is not None:
+        checkpoints, tasks = (*parent.checkpoints, *checkpoints), (*parent.tasks, *tasks)
     checkpoint_ids = top.unique("checkpoints", [c.id for c in checkpoints])
     task_ids = top.unique("tasks", [t.id for t in tasks])
     for checkpoint in checkpoints:
-        if checkpoint.task not in task_ids:
+        if checkpoint.task not in task_ids and not (checkpoint.kind == "brought" and not checkpoint.task):
             raise FwvizError(f"{file}: checkpoint {checkpoint.id!r} is of the unlisted task {checkpoint.task!r}.")
     default = top.node("default")
+    if parent is None:
+        merge, base = top.node("merge"), _base(top.node("base"), root, FAMILIES[family])
+        include, exclude = merge.texts("include", 64, 200), merge.texts("exclude", 1024, 200, least=0)
+    else:
+        base, include, exclude = parent.base, parent.include, parent.exclude
     return PoolCard(
         root=root,
         id=top.identifier("id"),
         title=top.text("title", 200),
         summary=top.text("summary", 4000),
         family=family,
-        base=_base(top.node("base"), root, FAMILIES[family]),
-        include=merge.texts("include", 64, 200),
-        exclude=merge.texts("exclude", 1024, 200, least=0),
+        base=base,
+        include=include,
+        exclude=exclude,
         checkpoints=checkpoints,
         tasks=tasks,
         default_tasks=default.choices("tasks", task_ids),
@@ -92,6 +103,27 @@ def load_card(root: Path | str) -> PoolCard:
         sources=tuple(node.plain() for node in top.nodes("sources", 10_000, optional=True)),
         training=top.node("training").plain() if "training" in top.value else {},
         phenomena=tuple(node.plain() for node in top.nodes("phenomena", 1000, optional=True)),
+    )
+
+
+def _parent(top: Node, parents: int) -> PoolCard:
+    """The card of the pool that is extended, with absolute paths."""
+    name = top.text("extends", 1000)
+    if parents == _MAX_PARENTS:
+        raise FwvizError(f"{top.file}: pools extend each other {parents} times over: extend the first of them.")
+    if not is_id(name) and not Path(name).is_absolute():
+        raise top.wrong("extends", name, "the name or the absolute folder of a pool")
+    root = find_pool(name).resolve()
+    card = _load(root, parents + 1)
+    base = card.base | ({"path": str(root / card.base["path"])} if "path" in card.base else {})
+    return replace(
+        card,
+        base=base,
+        checkpoints=tuple(replace(c, path=str(root / c.path)) for c in card.checkpoints),
+        tasks=tuple(
+            replace(t, splits={split: replace(file, path=str(root / file.path)) for split, file in t.splits.items()})
+            for t in card.tasks
+        ),
     )
 
 
@@ -167,15 +199,19 @@ def _place(node: Node, root: Path) -> dict[str, Any]:
 
 
 def _checkpoint(node: Node, root: Path, heads: Heads) -> CheckpointCard:
+    kind = node.choice("kind", KINDS)
+    # Of a checkpoint that a person brought it is not known what it was made for, nor how good it is at that.
+    known = kind != "brought"
+    low = 0.0 if heads == "texts" else -1.0
     return CheckpointCard(
         id=node.identifier("id"),
         title=node.text("title", 200),
         path=node.path("path", root),
         sha256=node.sha256("sha256"),
-        task=node.identifier("task"),
-        kind=node.choice("kind", KINDS),
+        task=node.identifier("task") if known or "task" in node.value else "",
+        kind=kind,
         note=node.text("note", 2000, optional=True),
-        accuracy=node.node("accuracy").accuracy(0.0 if heads == "texts" else -1.0),
+        accuracy=node.node("accuracy").accuracy(low) if known or "accuracy" in node.value else {},
     )
 
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fwviz.backbones.folders import cached_snapshot, hub_cache
-from fwviz.pools.card import Node, is_id, read_yaml
+from fwviz.pools.card import Node, read_yaml
 from fwviz.pools.open import pool_card, pool_ids
+from fwviz.pools.places import is_id
 from fwviz.types import FwvizError
 
 CARDS = Path(__file__).parent / "cards"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -20,7 +19,8 @@ from fwviz.backbones.folders import base_folder
 from fwviz.backbones.open_clip import is_open_clip
 from fwviz.backbones.sequence_classifier import read_class_names
 from fwviz.pools.adapters import AdapterFile, is_adapter
-from fwviz.pools.card import check_sha256, is_id, load_card, weights_name
+from fwviz.pools.card import check_sha256, load_card, weights_name
+from fwviz.pools.places import find_pool, pool_folders
 from fwviz.space.cache import ByteCache
 from fwviz.space.files import CheckpointFile, ModelFiles, first_nonfinite
 from fwviz.space.layout import build_layout, flatten, unflatten
@@ -30,7 +30,6 @@ from fwviz.types import FwvizError, ParamLayout, PoolCard, TaskCard, TaskVectors
 
 Storage = Literal["resident", "streamed"]
 
-_ASSETS = Path(__file__).resolve().parents[2] / "assets" / "pools"
 _OPEN_POOLS = 4
 # Files up to this size are hashed whenever they are read; for larger ones that would cost more than the work itself,
 # and verify() is there.
@@ -44,7 +43,7 @@ _open: OrderedDict[tuple[Path, int, int], Pool] = OrderedDict()
 
 def pool_ids() -> tuple[str, ...]:
     """The pools that can be opened by name: folders with a ``pool.yaml`` in ``FWVIZ_POOLS`` and in ``assets/pools``."""
-    return tuple(_folders())
+    return tuple(pool_folders())
 
 
 def first_pool() -> str:
@@ -61,7 +60,7 @@ def first_pool() -> str:
 
 def pool_card(id_or_path: str | Path) -> PoolCard:
     """The card of a pool, whose base need not be on this machine."""
-    root = _find(id_or_path)
+    root = find_pool(id_or_path)
     try:
         stat = (root / "pool.yaml").stat()
     except OSError:
@@ -86,7 +85,7 @@ def open_pool(id_or_path: str | Path) -> Pool:
     Raises:
         FwvizError: there is no such pool, its card is wrong, or its base is damaged or does not fit the card.
     """
-    root = _find(id_or_path)
+    root = find_pool(id_or_path)
     try:
         stat = (root / "pool.yaml").stat()
     except OSError:
@@ -101,15 +100,11 @@ def open_pool(id_or_path: str | Path) -> Pool:
         return _open[key]
 
 
-def _folders() -> dict[str, Path]:
-    """Name → folder; a name found twice counts where it comes first."""
-    found: dict[str, Path] = {}
-    given = [Path(part) for part in os.environ.get("FWVIZ_POOLS", "").split(os.pathsep) if part]
-    for place in [*given, _ASSETS]:
-        for folder in [place, *(sorted(place.iterdir()) if place.is_dir() else [])]:
-            if is_id(folder.name) and (folder / "pool.yaml").is_file():
-                found.setdefault(folder.name, folder)
-    return found
+def close_pools(root: Path) -> None:
+    """Forget the opened pools of a folder, or in it; who works with one keeps it to the end."""
+    with _lock:
+        for key in [key for key in _open if key[0].is_relative_to(root.resolve())]:
+            del _open[key]
 
 
 @lru_cache(maxsize=64)
@@ -123,16 +118,6 @@ def _carries_its_base(name: str) -> bool:
         return "path" in pool_card(name).base
     except FwvizError:
         return False
-
-
-def _find(id_or_path: str | Path) -> Path:
-    if isinstance(id_or_path, Path) or os.sep in id_or_path:
-        return Path(id_or_path)
-    folders = _folders()
-    if id_or_path not in folders:
-        known = f"choose from {', '.join(folders)}" if folders else "set FWVIZ_POOLS to a folder of pools"
-        raise FwvizError(f"there is no pool {id_or_path!r}: {known}.")
-    return folders[id_or_path]
 
 
 class Pool:
@@ -184,7 +169,8 @@ class Pool:
     @property
     def base_name(self) -> str:
         """What others call the base: its id on the Hub, else its folder."""
-        return str(self.card.base.get("hub") or self.card.base["path"])
+        path = Path(self.card.base.get("path", ""))
+        return str(self.card.base.get("hub") or (path.name if path.is_absolute() else path))
 
     def base_tensors(self) -> dict[str, Tensor]:
         """Every tensor of the base, merged or not, in its saved dtype; read anew."""

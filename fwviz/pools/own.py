@@ -1,0 +1,227 @@
+"""A pool of a person's own: checkpoints they bring, held against a base, and the card that makes a pool of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fwviz.backbones._bert import find_prefix, read_bert_shape
+from fwviz.backbones.clip_config import read_json, read_vision_shape
+from fwviz.backbones.folders import base_folder, cached_snapshot
+from fwviz.backbones.open_clip import is_open_clip
+from fwviz.pools.adapters import is_adapter
+from fwviz.pools.card import load_card, weights_name
+from fwviz.pools.check import Finding, examine
+from fwviz.pools.places import is_id
+from fwviz.space.files import SafetensorsFile
+from fwviz.types import CheckpointCard, FwvizError, PoolCard, TaskCard
+
+_ENCODERS = ("bert", "roberta", "xlm-roberta")
+_TOKENS, _SCALE = 128, 20.0  # of a sentence encoder, where nobody says
+# What of a checkpoint's folder a pool keeps: weights and what says how to read them.
+_KEPT = (
+    "*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", "open_clip_config.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Brought:
+    """A checkpoint that was held against the base: its card where it fits, and everything that was found."""
+
+    name: str
+    findings: tuple[Finding, ...]
+    card: CheckpointCard | None
+
+    def sentence(self) -> str:
+        """The gravest finding, or that there is none."""
+        if not self.findings:
+            return f"{self.name}: fits the base."
+        first = self.findings[0]
+        if first.severity == "error":
+            return f"{self.name} cannot be merged: {first.text}"
+        return f"{self.name}: fits the base; {first.text}"
+
+
+def bring_checkpoint(source: Path, name: str, base: PoolCard, root: Path, taken: Sequence[str] = ()) -> Brought:
+    """Hold a folder or safetensors file against the base of a card and, if it fits, keep it under ``root``.
+
+    Files are linked where the disk allows it, else copied. Tensors the base lacks, such as a head, are left out. A file
+    alone is taken to have the base's configuration. ``taken`` are ids that are not free any more.
+    """
+    folder = base_folder(base)
+    findings = examine(source, folder, base.include, base.exclude)
+    if any(finding.severity == "error" for finding in findings):
+        return Brought(name, findings, None)
+    chosen = free_id(name, taken)
+    target = root / "checkpoints" / chosen
+    target.mkdir(parents=True)
+    if source.is_dir():
+        for file in sorted(file for pattern in _KEPT for file in source.glob(pattern)):
+            link_or_copy(file, target / file.name)
+    else:
+        link_or_copy(source, target / "model.safetensors")
+    if not is_adapter(target) and not is_open_clip(target):
+        if not (target / "config.json").is_file():
+            shutil.copyfile(folder / "config.json", target / "config.json")
+        _drop_strangers(target, folder)
+    weights = target / weights_name(target)
+    with weights.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    note = " ".join(finding.text for finding in findings)
+    title = " ".join(name.split())[:80] or chosen
+    card = CheckpointCard(chosen, title, f"checkpoints/{chosen}", digest, task="", kind="brought", note=note[:2000])
+    return Brought(name, findings, card)
+
+
+def extend_pool(
+    parent: str,
+    card: PoolCard,
+    root: Path,
+    *,
+    tasks: Sequence[TaskCard] = (),
+    checkpoints: Sequence[CheckpointCard] = (),
+    training: Mapping[str, Any] | None = None,
+) -> PoolCard:
+    """Write ``root/pool.yaml``: the pool ``parent`` (a name or absolute folder) of ``card`` with more in it.
+
+    The tasks given are merged for unless chosen otherwise, with every checkpoint there is. Returns the card as read.
+    """
+    known = [*(c.id for c in card.checkpoints), *(c.id for c in checkpoints)]
+    title = ", ".join(task.title for task in tasks) or f"{len(checkpoints)} checkpoints of your own"
+    plain = {
+        "format": 1,
+        "id": root.name,
+        "extends": parent,
+        "title": f"{title} + {card.title}"[:200],
+        "summary": card.summary,
+        "checkpoints": [_checkpoint(c) for c in checkpoints],
+        "tasks": [_task(t) for t in tasks],
+        "default": {"tasks": [t.id for t in tasks] or list(card.default_tasks), "checkpoints": known},
+        "training": dict(training or {}),
+    }
+    return _write(plain, root)
+
+
+def found_pool(
+    base: Mapping[str, Any],
+    family: str,
+    include: Sequence[str],
+    root: Path,
+    *,
+    tasks: Sequence[TaskCard],
+    checkpoints: Sequence[CheckpointCard],
+    training: Mapping[str, Any] | None = None,
+) -> PoolCard:
+    """Write ``root/pool.yaml`` of a pool with a base of its own, ``base`` as a card says it; the card as read."""
+    plain = {
+        "format": 1,
+        "id": root.name,
+        "title": ", ".join(task.title for task in tasks)[:200],
+        "summary": f"{len(checkpoints)} checkpoints of {base.get('hub', 'a base')} that were brought, and their tasks.",
+        "family": family,
+        "base": dict(base),
+        "merge": {"include": list(include), "exclude": []},
+        "checkpoints": [_checkpoint(c) for c in checkpoints],
+        "tasks": [_task(t) for t in tasks],
+        "default": {"tasks": [t.id for t in tasks], "checkpoints": [c.id for c in checkpoints]},
+        "training": dict(training or {}),
+    }
+    return _write(plain, root)
+
+
+def read_base(place: str) -> tuple[str, dict[str, Any], tuple[str, ...]]:
+    """Family, ``base`` of a card and prefixes of what is merged, of a base in a folder or of the Hub's cache.
+
+    ``place`` is an absolute folder or the id of a repository. Raises FwvizError for a model of another kind.
+    """
+    folder = Path(place) if Path(place).is_absolute() else cached_snapshot(place)
+    if folder is None:
+        raise FwvizError(f"the base {place} is not on this machine: download it, or name its folder.")
+    kind = read_json(folder / "config.json").get("model_type")
+    weights = folder / "model.safetensors"
+    tensors = SafetensorsFile(weights)
+    shapes = {name: info.shape for name, info in tensors.tensors.items()}
+    tensors.close()
+    with weights.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    base: dict[str, Any] = {"hub": place} if not Path(place).is_absolute() else {"path": "base"}
+    base |= {"sha256": digest, "parameters": sum(math.prod(shape) for shape in shapes.values()), "licence": "not said"}
+    if kind == "clip":
+        size = read_vision_shape(folder / "config.json").image_size
+        return "clip_vision", base | {"image_size": size}, ("vision_model.", "visual_projection.")
+    if kind in _ENCODERS:
+        shape, prefix = read_bert_shape(folder / "config.json"), find_prefix(shapes)
+        base |= {"tokens": min(shape.longest, _TOKENS), "scale": _SCALE}
+        return "sentence_encoder", base, (f"{prefix}embeddings.", f"{prefix}encoder.")
+    raise FwvizError(f"{folder / 'config.json'} is of a {kind!r} model: give a CLIP or a BERT-like encoder as base.")
+
+
+def free_id(text: str, taken: Sequence[str]) -> str:
+    """An id made of a text (the name of a file), another than those taken."""
+    plain = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:40] or "own"
+    return next(name for name in (plain, *(f"{plain}_{i}" for i in range(2, 10_000))) if name not in taken)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """The same file in another place: a hard link where the disk allows one, else a copy."""
+    real = source.resolve()  # the Hub's cache is made of symbolic links
+    try:
+        os.link(real, target)
+    except OSError:
+        shutil.copyfile(real, target)
+
+
+def _drop_strangers(folder: Path, base: Path) -> None:
+    """Rewrite the weights of a checkpoint without the tensors its base lacks."""
+    from safetensors.torch import load_file, save_file
+
+    file = SafetensorsFile(base / "model.safetensors")
+    known = set(file.tensors)
+    file.close()
+    parts = sorted(folder.glob("*.safetensors"))
+    names = {part: _names(part) for part in parts}
+    if all(name in known or name.endswith("position_ids") for inside in names.values() for name in inside):
+        return
+    kept: dict[str, Any] = {}
+    for part in parts:
+        kept |= {name: tensor for name, tensor in load_file(part).items() if name in known}
+        part.unlink()  # a link: the file it was made from stays
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _names(part: Path) -> tuple[str, ...]:
+    file = SafetensorsFile(part)
+    try:
+        return tuple(file.tensors)
+    finally:
+        file.close()
+
+
+def _write(plain: dict[str, Any], root: Path) -> PoolCard:
+    if not is_id(root.name):
+        raise FwvizError(f"{root.name!r} cannot be the name of a pool: use letters, digits and _ . + -")
+    root.mkdir(parents=True, exist_ok=True)
+    partial = root / "pool.yaml.partial"
+    partial.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")
+    partial.replace(root / "pool.yaml")
+    return load_card(root)
+
+
+def _checkpoint(card: CheckpointCard) -> dict[str, Any]:
+    return {name: value for name, value in asdict(card).items() if value not in ("", {})}
+
+
+def _task(card: TaskCard) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(card)))  # tuples become lists
+    return plain

@@ -1,0 +1,237 @@
+"""From a file of labelled examples to a task that can be merged for, beside the checkpoints of a pool or one's own."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fwviz.backbones.families import FAMILIES
+from fwviz.backbones.folders import base_folder
+from fwviz.pools.open import Pool, close_pools, pool_card
+from fwviz.pools.own import Brought, bring_checkpoint, extend_pool, found_pool, free_id, link_or_copy, read_base
+from fwviz.tasks.evaluators import Evaluator
+from fwviz.tasks.own import check_prompts, class_names, read_examples, split_examples, write_splits
+from fwviz.tasks.pictures import read_framing
+from fwviz.types import SPLITS, CheckpointCard, FwvizError, PoolCard, Score, Split, TaskCard
+
+PROMPTS = {"images": ("{}", "a picture of a {}"), "texts": ("{}", "this text is about {}")}
+MAX_CHECKPOINTS = 64
+SCORED: tuple[Split, ...] = ("validation", "test")  # what a card says of its tasks
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How a file of examples becomes a task: its title, other names of classes, prompts and the seed of the split."""
+
+    title: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
+    prompts: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class OwnPool:
+    """A pool that was made: its folder, what was found in the examples, and how good each checkpoint is alone.
+
+    ``scores`` maps "base" and every checkpoint → split → score on the task; ``best`` is the checkpoint that is best on
+    the examples that are not test; ``brought`` reports on the checkpoints a person gave.
+    """
+
+    root: Path
+    card: PoolCard
+    task: TaskCard | None
+    said: str = ""
+    best: str = ""
+    scores: dict[str, dict[Split, Score]] = field(default_factory=dict)
+    brought: tuple[Brought, ...] = ()
+
+
+def default_root() -> Path:
+    """``FWVIZ_OWN`` or ``~/.cache/fwviz/own``: where the command line keeps what people bring."""
+    return Path(os.environ.get("FWVIZ_OWN") or Path.home() / ".cache" / "fwviz" / "own")
+
+
+def pool_name(parent: str, files: Sequence[Path], wish: Wish) -> str:
+    """A name that is the same for the same files and wishes."""
+    digest = hashlib.sha256(repr((parent, wish.title, sorted(wish.names.items()), wish.prompts, wish.seed)).encode())
+    for path in files:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                with file.open("rb") as content:
+                    digest.update(hashlib.file_digest(content, "sha256").digest())
+    return f"{free_id(files[0].stem, ())[:30]}-{digest.hexdigest()[:10]}"
+
+
+def own_pool(
+    parent: str,
+    root: Path,
+    *,
+    examples: Path | None = None,
+    wish: Wish | None = None,
+    checkpoints: Sequence[tuple[str, Path]] = (),
+    told: Callable[[int, int], None] = lambda done, total: None,
+) -> OwnPool:
+    """A pool in the new folder ``root`` that adds a task of one's own, or checkpoints, to the pool ``parent``.
+
+    ``parent`` is the name of a pool, the absolute folder of one, or a base alone (its absolute folder, or its id in the
+    Hub's cache), which then needs both ``examples`` and ``checkpoints`` (name, folder or file). ``told`` hears which of
+    the checkpoints has been judged; what it raises ends the work. Until all is well there is nothing at ``root``.
+
+    Raises:
+        FwvizError: the examples are none, no checkpoint fits the base, or there is nothing to add.
+    """
+    if examples is None and not checkpoints:
+        raise FwvizError("there is nothing to add to the pool: give examples of a task, or checkpoints.")
+    if len(checkpoints) > MAX_CHECKPOINTS:
+        raise FwvizError(f"{len(checkpoints)} checkpoints were given, but {MAX_CHECKPOINTS} are the most: take fewer.")
+    with _staged(root) as stage:
+        start = _start(parent, stage)
+        task = said = None
+        if examples is not None:
+            task, said = _add_task(examples, start, stage, wish or Wish())
+        brought: list[Brought] = []
+        for name, source in checkpoints:
+            taken = [*(c.id for c in start.card.checkpoints), *(b.card.id for b in brought if b.card is not None)]
+            brought.append(bring_checkpoint(source, name, start.card, stage, taken))
+        added = [b.card for b in brought if b.card is not None]
+        if checkpoints and not added:
+            raise FwvizError(brought[0].sentence())
+        card = start.write(stage, () if task is None else (task,), added)
+        scores: dict[str, dict[Split, Score]] = {}
+        best = ""
+        if task is None:
+            Pool(card).task_vectors([c.id for c in added], "streamed")  # which refuses what does not open
+        else:
+            scores = _judge(card, task.id, told)
+            best = max(card.default_checkpoints, key=lambda name: _merit(scores[name]))
+            rows = {"base": scores["base"], "individual": scores[best]}
+            task = replace(task, accuracy={row: _known(found) for row, found in rows.items()})
+            card = start.write(stage, (task,), added, {"best_checkpoint": {task.id: best}})
+    close_pools(root)
+    return OwnPool(root, pool_card(root), task, said or "", best, scores, tuple(brought))
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What is added to. A base ``alone`` has a card that knows of the base only."""
+
+    parent: str
+    card: PoolCard
+    alone: bool
+
+    def write(
+        self,
+        root: Path,
+        tasks: Sequence[TaskCard],
+        checkpoints: Sequence[CheckpointCard],
+        training: Mapping[str, Any] | None = None,
+    ) -> PoolCard:
+        if not self.alone:
+            return extend_pool(self.parent, self.card, root, tasks=tasks, checkpoints=checkpoints, training=training)
+        if not tasks or not checkpoints:
+            raise FwvizError(
+                "a base alone makes no pool: give checkpoints of it, and examples of a task to judge them."
+            )
+        card = self.card
+        return found_pool(
+            card.base, card.family, card.include, root, tasks=tasks, checkpoints=checkpoints, training=training
+        )
+
+
+def _start(parent: str, stage: Path) -> _Start:
+    folder = Path(parent)
+    hub = os.sep in parent and not folder.is_absolute()
+    if not hub and not (folder.is_absolute() and not (folder / "pool.yaml").is_file()):
+        return _Start(parent, pool_card(parent), False)
+    family, base, include = read_base(parent)
+    if not hub:
+        (stage / "base").mkdir(parents=True)
+        for file in sorted(folder.iterdir()):
+            if file.suffix in (".json", ".txt") or file.name == "model.safetensors":
+                link_or_copy(file, stage / "base" / file.name)
+    card = PoolCard(stage, "base", "a base", "", family, base, include, (), (), (), (), ())
+    return _Start(parent, card, True)
+
+
+def _add_task(path: Path, start: _Start, stage: Path, wish: Wish) -> tuple[TaskCard, str]:
+    """Read and split the examples and write them; the task's card lacks only its accuracies."""
+    card = start.card
+    inputs = FAMILIES[card.family].inputs
+    framing = read_framing(base_folder(card), card.base["image_size"]) if inputs == "images" else None
+    examples = read_examples(path, framing)
+    names = class_names(examples, wish.names)
+    prompts = check_prompts(wish.prompts or PROMPTS[inputs])
+    splits = split_examples(examples, wish.seed)
+    title = " ".join((wish.title or path.stem.replace("_", " ").replace("-", " ")).split())[:80]
+    if not title or not title.isprintable():
+        raise FwvizError(f"{wish.title[:40]!r} cannot be the title of a task: use letters.")
+    chosen = free_id(title, [task.id for task in card.tasks])
+    chance = 1 / len(names)
+    unknown: dict[str, dict[str, float]] = {row: dict.fromkeys(SCORED, 0.0) for row in ("base", "individual")}
+    task = TaskCard(
+        id=chosen,
+        title=title,
+        question=f"Which of {len(names)} classes is it?",
+        classes=names,
+        prompts=prompts,
+        splits=write_splits(stage, chosen, examples, splits),
+        chance=round(chance, 6),
+        accuracy=unknown,
+        source=f"{path.name}, brought by a person; split with seed {wish.seed}",
+        licence="not said",
+        tags=("own",),
+    )
+    return task, examples.sentence(splits)
+
+
+def _judge(card: PoolCard, task: str, told: Callable[[int, int], None]) -> dict[str, dict[Split, Score]]:
+    """Scores on every split of the base ("base") and of each checkpoint, one in memory at a time."""
+    pool = Pool(card)
+    evaluator = Evaluator(pool.backbone(), card, [task], pool.heads([task]))
+    names = ("base", *card.default_checkpoints)
+    found: dict[str, dict[Split, Score]] = {}
+    for done, name in enumerate(names):
+        told(done, len(names))
+        theta = pool.base if name == "base" else pool.base + pool.task_vectors([name]).vector(0)
+        found[name] = {split: evaluator.full(theta, split)[task] for split in SPLITS}
+        if not all(math.isfinite(score.loss) for score in found[name].values()):
+            raise FwvizError(f"{name!r} answers with not-a-number on these examples: leave it out.")
+    told(len(names), len(names))
+    return found
+
+
+def _known(scores: Mapping[Split, Score]) -> dict[str, float]:
+    """What a card says of them."""
+    return {split: round(scores[split].accuracy, 6) for split in SCORED}
+
+
+def _merit(scores: Mapping[Split, Score]) -> tuple[int, float]:
+    """How many of the examples for learning and choosing it gets right, then how small its loss on them is."""
+    kept = [scores["calibration"], scores["validation"]]
+    return sum(round(s.accuracy * s.count) for s in kept), -sum(s.loss * s.count for s in kept)
+
+
+@contextlib.contextmanager
+def _staged(root: Path) -> Iterator[Path]:
+    """A folder of the same name to work in, which becomes ``root`` if all goes well and else is gone."""
+    making = root.parent / f".making-{secrets.token_hex(6)}"
+    stage = making / root.name
+    try:
+        try:
+            stage.mkdir(parents=True)
+        except OSError as error:
+            raise FwvizError(f"{root.parent} cannot be written: {error.strerror}.") from None
+        yield stage
+        if root.exists():
+            shutil.rmtree(root)
+        stage.rename(root)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
