@@ -1,4 +1,4 @@
-"""The command line: ``fwviz app | pools | methods | merge | score | lens | export | train-pool | bench``.
+"""The command line: ``fwviz app | pools | methods | merge | own | score | lens | export | train-pool | bench``.
 
 Every mistake ends with one sentence on stderr and an exit code that is not 0.
 """
@@ -9,7 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 
-from fwviz.cli import lens, make, merge, methods, pools, serve
+from fwviz.cli import lens, make, merge, methods, own, pools, serve
 from fwviz.cli.make import BENCHES
 from fwviz.cli.merge import recipe_from_arguments
 from fwviz.types import FwvizError
@@ -44,6 +44,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "pools": pools.pools,
     "methods": methods.methods,
     "merge": merge.merge,
+    "own": own.own,
     "score": lens.score,
     "lens": lens.lens,
     "export": merge.export,

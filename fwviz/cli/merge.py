@@ -26,12 +26,20 @@ def merge(argv: Sequence[str]) -> int:
     parser.add_argument("--runs", type=Path, metavar="DIR", help="run store (FWVIZ_RUNS or ~/.cache/fwviz/runs)")
     options = parser.parse_args(argv)
     recipe = recipe_of(options)
-    from fwviz.runs.export import check_target, export_weights
-    from fwviz.runs.runner import Control, run
-    from fwviz.runs.store import RunStore
+    from fwviz.runs.export import check_target
 
     if options.out is not None:
         check_target(options.out)  # before the work, not after it
+    carry_out(recipe, options)
+    return 0
+
+
+def carry_out(recipe: Recipe, options: argparse.Namespace) -> None:
+    """Run a recipe with a line per frame, print its results and write its weights if ``options.out`` says where."""
+    from fwviz.runs.export import export_weights
+    from fwviz.runs.runner import Control, run
+    from fwviz.runs.store import RunStore
+
     control = Control()
     writer = RunStore(options.runs).create(recipe)
     print(recipe.cli_line())
@@ -50,7 +58,6 @@ def merge(argv: Sequence[str]) -> int:
         print(
             f"weights: {export_weights(trace, -1, options.out, options.format, kept=kept, rank=options.adapter_rank)}"
         )
-    return 0
 
 
 def recipe_from_arguments(argv: Sequence[str]) -> Recipe:

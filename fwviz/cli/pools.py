@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fwviz.cli.output import parser_of, percent, print_table, size
+from fwviz.cli.own import open_checkpoints
 from fwviz.types import FwvizError
 
 
 def pools(argv: Sequence[str]) -> int:
-    """list the pools, or one; pools check | fetch CARD ask the Hub, pools examine DIR compares a checkpoint"""
+    """list the pools, or one; check | fetch CARD ask the Hub, examine | open DIR are for checkpoints of your own"""
     if argv and argv[0] in ("check", "fetch"):
         return _hub(argv[0], argv[1:])
     if argv and argv[0] == "examine":
         return _examine(argv[1:])
+    if argv and argv[0] == "open":
+        return open_checkpoints(argv[1:])
     parser = parser_of("pools", pools)
     parser.add_argument("pool", nargs="?", help="id or folder of a pool")
     parser.add_argument("--verify", action="store_true", help="check every file against its hash")

@@ -23,6 +23,7 @@ MAX_PROMPTS = 16
 MAX_NAME = 100  # characters of a class name or a prompt
 _MAX_PIXELS = 2_000_000_000  # of all pictures together: bounds the time it takes
 _SHARES = {"calibration": 0.4, "validation": 0.2}  # of a class; the rest is test
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _MOST = 400  # examples of one of these two splits, over all classes
 
 
@@ -119,15 +120,18 @@ def read_examples(path: Path, framing: Framing | None) -> Examples:
 
 
 def class_names(examples: Examples, given: Mapping[str, str]) -> tuple[str, ...]:
-    """What each class is called in prompts: as given, else as its folder or label, with spaces for _ and -."""
+    """What each class is called in prompts: as given, else as its folder or label, with spaces for _ and -.
+
+    Where all classes are digits, 0 is called "digit zero": text towers know the word better than the sign.
+    """
     for folder in given:
         if folder not in examples.classes:
-            known = ", ".join(examples.classes[:10])
-            raise FwvizError(f"{examples.file} has no class {folder!r} to rename: its classes are {known}.")
-    names = tuple(
-        " ".join(given.get(label, label.replace("_", " ").replace("-", " ") or label).split())
-        for label in examples.classes
-    )
+            listed = ", ".join(examples.classes[:10])
+            raise FwvizError(f"{examples.file} has no class {folder!r} to rename: its classes are {listed}.")
+    digits = {str(i): f"digit {word}" for i, word in enumerate(_DIGITS)}
+    known = digits if set(examples.classes) <= set(digits) else {}
+    plain = {label: known.get(label) or label.replace("_", " ").replace("-", " ") for label in examples.classes}
+    names = tuple(" ".join(given.get(label, plain[label]).split()) for label in examples.classes)
     for label, name in zip(examples.classes, names, strict=True):
         if not name or len(name) > MAX_NAME or not name.isprintable():
             raise FwvizError(f"class {label!r} has no name a prompt could hold: call it by 1 to {MAX_NAME} characters.")

@@ -149,6 +149,8 @@ def test_classes_have_names_for_prompts() -> None:
     examples = Examples("x.zip", ("red_car", "b-c", "0"), (b"",), (0,), ("",))
     assert class_names(examples, {}) == ("red car", "b c", "0")
     assert class_names(examples, {"0": "zero"}) == ("red car", "b c", "zero")
+    digits = Examples("x.zip", ("1", "4"), (b"",), (0,), ("",))
+    assert class_names(digits, {"4": "4"}) == ("digit one", "4")
     for given, said in [({"x": "y"}, "no class 'x'"), ({"0": " "}, "no name"), ({"0": "b c"}, "two classes"),
                         ({"0": "n" * 101}, "no name"), ({"0": "a\x07"}, "no name")]:  # fmt: skip
         with pytest.raises(FwvizError, match=said):

@@ -1,0 +1,185 @@
+"""The command ``own`` and ``pools open``: a task and checkpoints of one's own, from files to a merged model."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fwviz.cli.merge import add_format_options, carry_out
+from fwviz.cli.output import parser_of, percent, print_table
+from fwviz.cli.recipes import add_recipe_options, recipe_of
+from fwviz.types import FwvizError
+
+if TYPE_CHECKING:
+    from fwviz.pools.own import Brought
+    from fwviz.runs.own import OwnPool
+    from fwviz.runs.recipe import Recipe
+
+METHOD = "fw_soft"
+KEPT = 32  # pools that stay in the cache
+
+
+def own(argv: Sequence[str]) -> int:
+    """merge for a task of your own: a zip of class folders, or a CSV of texts and labels"""
+    given = list(argv)
+    if "--recipe" not in given and not any(word.partition("=")[0] == "--method" for word in given):
+        given = ["--method", METHOD, *given]
+    parser = parser_of("own", own)
+    parser.add_argument("examples", type=Path, metavar="FILE", help="a .zip of class folders, or a .csv: text,label")
+    parser.add_argument("--title", default="", help="what the task is called (the file's name)")
+    parser.add_argument("--classes", nargs="+", default=[], metavar="FOLDER=NAME", help="other names for prompts")
+    parser.add_argument("--prompts", nargs="+", default=[], metavar="TEXT", help="texts with {} for the class name")
+    parser.add_argument("--bring", nargs="+", default=[], metavar="PLACE", help=f"more checkpoints: {_PLACES}")
+    parser.add_argument("--base", metavar="PLACE", help="a base of your own for them: a folder or an id on the Hub")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="the new pool (FWVIZ_OWN or ~/.cache/fwviz/own)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="also write the merged weights into this new folder")
+    add_recipe_options(parser, given)
+    add_format_options(parser)
+    parser.add_argument("--runs", type=Path, metavar="DIR", help="run store (FWVIZ_RUNS or ~/.cache/fwviz/runs)")
+    options = parser.parse_args(given)
+    from fwviz.runs.export import check_target
+    from fwviz.runs.own import Wish, default_root, own_pool, pool_name
+
+    if options.out is not None:
+        check_target(options.out)  # before the work, not after it
+    if options.base is None:
+        parent = recipe_of(options).pool  # which also finds what is wrong with the options
+        parent = str(Path(parent).resolve()) if os.sep in parent else parent
+    else:
+        if options.pool is not None or not options.bring:
+            raise FwvizError("a --base stands in the place of a --pool, and needs checkpoints to --bring.")
+        parent = _base(options.base)
+    wish = Wish(options.title, _names(options.classes), tuple(options.prompts), _seed(options.seed))
+    brought = [_place(text) for text in options.bring]
+    if options.keep is not None:
+        check_target(options.keep)
+        root = options.keep.resolve()
+    else:
+        _readable(options.examples)
+        root = default_root() / pool_name(parent, [options.examples, *(path for _, path in brought)], wish)
+    made = own_pool(parent, root, examples=options.examples, wish=wish, checkpoints=brought, told=_told)
+    if options.keep is None:
+        _make_room(default_root(), root)
+    options.pool = str(root)
+    assert made.task is not None
+    if options.tasks != ["all"]:
+        options.tasks = list(dict.fromkeys([made.task.id, *(options.tasks or ())]))
+    recipe = recipe_of(options)
+    _print_found(made)
+    _print_relevance(made, recipe)
+    carry_out(recipe, options)
+    alone = made.scores[made.best]["test"].accuracy
+    print(f"individual: {made.best}, the best checkpoint alone on the other splits ({percent(alone)} in the test)")
+    return 0
+
+
+def open_checkpoints(argv: Sequence[str]) -> int:
+    """make a pool of checkpoints of your own and the base, tasks and checkpoints of another pool"""
+    parser = argparse.ArgumentParser(prog="fwviz pools open", description=open_checkpoints.__doc__, allow_abbrev=False)
+    parser.add_argument("checkpoint", nargs="+", help=_PLACES)
+    parser.add_argument("--pool", required=True, help="id or folder of the pool they are added to")
+    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="a new folder for the pool")
+    options = parser.parse_args(argv)
+    from fwviz.pools.open import pool_card
+    from fwviz.runs.export import check_target
+    from fwviz.runs.own import own_pool
+
+    check_target(options.out)
+    pool_card(options.pool)
+    parent = str(Path(options.pool).resolve()) if os.sep in options.pool else options.pool
+    made = own_pool(parent, options.out.resolve(), checkpoints=[_place(text) for text in options.checkpoint])
+    _print_brought(made.brought)
+    print(f"pool: {made.root}")
+    return 0
+
+
+_PLACES = "folders, safetensors files or ids on the Hub"
+
+
+def _place(text: str) -> tuple[str, Path]:
+    """Name and place of a checkpoint; one of the Hub is downloaded."""
+    path = Path(text)
+    if path.exists() or path.is_absolute() or path.suffix:
+        return path.stem if path.is_file() else path.resolve().name, path
+    from fwviz.pools.hub import fetch
+
+    return text.rpartition("/")[2], fetch(text)
+
+
+def _base(text: str) -> str:
+    if Path(text).is_dir() or Path(text).is_absolute():
+        return str(Path(text).resolve())
+    from fwviz.pools.hub import fetch
+
+    fetch(text)
+    return text
+
+
+def _readable(path: Path) -> None:
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise FwvizError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _names(items: Sequence[str]) -> dict[str, str]:
+    names = {}
+    for item in items:
+        folder, equals, name = item.partition("=")
+        if not equals:
+            raise FwvizError(f"--classes {item!r} has no name: write --classes folder=name.")
+        names[folder] = name
+    return names
+
+
+def _seed(text: str | None) -> int:
+    return int(text or 0)  # which the recipe has checked
+
+
+def _told(done: int, total: int) -> None:
+    end = "\n" if done == total else ""
+    print(f"\rjudging what there is: {done} of {total}", end=end, file=sys.stderr, flush=True)
+
+
+def _make_room(place: Path, made: Path) -> None:
+    """Delete the pools that were made longest ago, beyond a number."""
+    pools = sorted((p for p in place.iterdir() if (p / "pool.yaml").is_file()), key=lambda p: p.stat().st_mtime)
+    for folder in pools[: max(0, len(pools) - KEPT)]:
+        if folder != made:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _print_found(made: OwnPool) -> None:
+    print(made.said)
+    _print_brought(made.brought)
+    print(f"pool: {made.root}")
+
+
+def _print_brought(brought: Sequence[Brought]) -> None:
+    for one in brought:
+        print(one.sentence())
+
+
+def _print_relevance(made: OwnPool, recipe: Recipe) -> None:
+    """The oracle's ranking at the base, beside what each checkpoint gets right alone."""
+    from dataclasses import replace
+
+    from fwviz.lenses.lmo import lmo
+    from fwviz.runs.assemble import assemble
+
+    assert made.task is not None
+    table = lmo(assemble(replace(recipe, tasks=(made.task.id,)))).sort_values("rank")
+    print("\nscore = <gradient of the task's calibration loss at the base, checkpoint - base>, most wanted first")
+    rows = [
+        (row.rank, row.checkpoint, f"{row.score:.4g}", percent(made.scores[row.checkpoint]["test"].accuracy))
+        for row in table.itertuples()
+    ]
+    base = percent(made.scores["base"]["test"].accuracy)
+    print_table(("rank", "checkpoint", "score", "test alone"), [*rows, ("", "base", "0", base)])
+    print()

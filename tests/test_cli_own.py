@@ -1,0 +1,250 @@
+"""One line from a person's own files to a merged model, on data no pool has; one sentence for what is wrong."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fwviz.cli import main
+from fwviz.pools.open import open_pool
+from fwviz.runs.merged import load_merged
+from fwviz.runs.store import RunStore
+from fwviz.tasks.data import load_split
+from fwviz.types import SPLITS
+from tests.own_corpus import BAD_TABLES, BAD_ZIPS, shapes_zip, texts_csv
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FWVIZ_OWN", str(tmp_path / "own"))
+    monkeypatch.setenv("FWVIZ_RUNS", str(tmp_path / "runs"))
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*words: object) -> tuple[int, str, str]:
+        code = main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def tree(folder: Path) -> dict[str, int]:
+    return {str(file): file.stat().st_mtime_ns for file in sorted(folder.rglob("*"))}
+
+
+def test_pictures_of_ones_own_are_ranked_merged_judged_and_written(
+    run: Run, tiny_pool_path: Path, tmp_path: Path
+) -> None:
+    file = shapes_zip(tmp_path / "my shapes.zip", 15, ("cross", "square", "circle"))
+    code, out, err = run(
+        "own", file, "--pool", tiny_pool_path, "--classes", "circle=ring", "--prompts", "a small {} pattern",
+        "--max-steps", 3, "--out", tmp_path / "merged",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "45 pictures of 3 classes (circle, cross, square): 18 to learn from, 9 to choose by, 18 to report." in out
+    root = Path(re.search(r"^pool: (.*)$", out, re.M)[1])  # type: ignore[index]
+    pool = open_pool(root)
+    task = pool.card.task("my_shapes")
+    assert task.classes == ("ring", "cross", "square")
+    assert len(pool.card.tasks) == 5
+    # The ranking names every checkpoint once, by falling score, and what it gets right alone.
+    ranking = [line.split() for line in out.split("test alone\n")[1].split("\n\n")[0].splitlines()]
+    assert {row[1] for row in ranking[:-1]} == set(pool.checkpoint_ids)
+    assert [float(row[2]) for row in ranking[:-1]] == sorted(float(row[2]) for row in ranking[:-1])
+    # Before and after: the base as recorded in the new card, and the merge as an independent load of the export says.
+    before, best, after = map(float, re.search(r"^my_shapes +(\S+) +(\S+) +(\S+)$", out, re.M).groups())  # type: ignore[union-attr]
+    assert before == round(100 * task.accuracy["base"]["test"], 1)
+    assert best == round(100 * task.accuracy["individual"]["test"], 1)
+    data = load_split(pool.card, task, "test")
+    answers = load_merged(tmp_path / "merged").logits(data.inputs, "my_shapes").argmax(-1)
+    assert after == round(100 * float((answers == data.labels).float().mean()), 1)
+    (run_id,) = RunStore().ids()
+    assert RunStore().load(run_id).tasks == ("my_shapes",)
+    # The printed line repeats the run, for as long as the pool is kept.
+    code, again, _ = run(*re.search(r"^fwviz (merge .*)$", out, re.M)[1].split())  # type: ignore[index]
+    assert code == 0
+    assert re.search(r"^my_shapes .*$", again, re.M)[0] in out  # type: ignore[index]
+
+
+def test_no_example_stands_in_two_splits(run: Run, tiny_pool_path: Path, tmp_path: Path) -> None:
+    file = shapes_zip(tmp_path / "a.zip", 9)
+    keep = tmp_path / "kept"
+    assert run("own", file, "--pool", tiny_pool_path, "--method", "weight_average", "--keep", keep)[0] == 0
+    card = open_pool(keep).card
+    splits = [load_split(card, card.task("a"), split) for split in SPLITS]
+    rows = [bytes(image.numpy().tobytes()) for data in splits for image in data.inputs]
+    assert len(set(rows)) == len(rows) == 45
+    assert all(set(data.labels.tolist()) == set(range(5)) for data in splits)
+
+
+def test_the_same_file_and_seed_make_the_same_pool(run: Run, tiny_pool_path: Path, tmp_path: Path) -> None:
+    file = shapes_zip(tmp_path / "a.zip", 6)
+    words = ("own", file, "--pool", tiny_pool_path, "--method", "weight_average")
+    for seed in (0, 0, 1):
+        assert run(*words, "--seed", seed)[0] == 0
+    pools = sorted((tmp_path / "own").iterdir())
+    assert len(pools) == 2
+    assert len({open_pool(p).card.task("a").splits["test"].sha256 for p in pools}) == 2
+
+
+def test_texts_of_ones_own(run: Run, tiny_text_pool_path: Path, tmp_path: Path) -> None:
+    file = texts_csv(tmp_path / "notes.csv")
+    code, out, err = run("own", file, "--pool", tiny_text_pool_path, "--max-steps", 2, "--out", tmp_path / "merged")
+    assert code == 0, err
+    assert "42 texts of 3 classes (fruit, night, sea)" in out
+    root = Path(re.search(r"^pool: (.*)$", out, re.M)[1])  # type: ignore[index]
+    pool = open_pool(root)
+    data = load_split(pool.card, pool.card.task("notes"), "test")
+    answers = load_merged(tmp_path / "merged").logits(data.inputs, "notes").argmax(-1)
+    after = re.search(r"^notes .* (\S+)$", out, re.M)[1]  # type: ignore[index]
+    assert float(after) == round(100 * float((answers == data.labels).float().mean()), 1)
+
+
+def test_tasks_of_the_pool_are_kept_in_mind_when_named(run: Run, tiny_pool_path: Path, tmp_path: Path) -> None:
+    file = shapes_zip(tmp_path / "a.zip", 6)
+    code, out, _ = run("own", file, "--pool", tiny_pool_path, "--method", "weight_average", "--tasks", "colour",
+                       "--checkpoints", "colour", "shape")  # fmt: skip
+    assert code == 0
+    (run_id,) = RunStore().ids()
+    recipe = RunStore().load(run_id).recipe
+    assert (recipe.tasks, recipe.checkpoints) == (("a", "colour"), ("colour", "shape"))
+    # The best checkpoint alone was the best before the test was looked at.
+    card = open_pool(recipe.pool).card
+    assert f"individual: {card.training['best_checkpoint']['a']}, the best checkpoint alone" in out
+
+
+def test_checkpoints_of_ones_own_join_a_pool(run: Run, tiny_pool_path: Path, tmp_path: Path) -> None:
+    file = shapes_zip(tmp_path / "a.zip", 6)
+    mine = Path(shutil.copytree(tiny_pool_path / "checkpoints" / "shape", tmp_path / "Mine v1"))
+    tensors = load_file(mine / "model.safetensors")
+    # With a head that the base lacks, and as a file alone.
+    save_file({**tensors, "classifier.weight": torch.zeros(3, 24)}, mine / "model.safetensors")
+    shutil.copyfile(tiny_pool_path / "checkpoints" / "colour" / "model.safetensors", tmp_path / "two.safetensors")
+    before = tree(mine)
+    code, out, err = run("own", file, "--pool", tiny_pool_path, "--method", "weight_average",
+                         "--bring", mine, tmp_path / "two.safetensors")  # fmt: skip
+    assert code == 0, err
+    (run_id,) = RunStore().ids()
+    trace = RunStore().load(run_id)
+    assert trace.checkpoints[-2:] == ("mine_v1", "two")
+    pool = open_pool(trace.recipe.pool)
+    vectors = pool.task_vectors(["mine_v1", "shape", "two", "colour"])
+    assert torch.equal(vectors.vector(0), vectors.vector(1))
+    assert torch.equal(vectors.vector(2), vectors.vector(3))
+    assert tree(mine) == before
+    assert "Mine v1: fits the base; " in out
+    assert "it stays out of the merge, as a head does" in out
+
+
+def test_a_base_of_ones_own(run: Run, tiny_pool_path: Path, tmp_path: Path) -> None:
+    file = shapes_zip(tmp_path / "a.zip", 6)
+    code, _out, err = run("own", file, "--base", tiny_pool_path / "base", "--method", "weight_average", "--bring",
+                         *(tiny_pool_path / "checkpoints" / name for name in ("shape", "colour")),
+                         "--out", tmp_path / "merged")  # fmt: skip
+    assert code == 0, err
+    (run_id,) = RunStore().ids()
+    pool = open_pool(RunStore().load(run_id).recipe.pool)
+    assert (pool.checkpoint_ids, pool.task_ids) == (("shape", "colour"), ("a",))
+    theirs = open_pool(tiny_pool_path).task_vectors(["shape", "colour"])
+    assert torch.equal(pool.task_vectors(["shape", "colour"]).vector(0), theirs.vector(0))
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+def test_a_text_base_of_ones_own(run: Run, tiny_text_pool_path: Path, tmp_path: Path) -> None:
+    file = texts_csv(tmp_path / "a.csv")
+    code, _, err = run("own", file, "--base", tiny_text_pool_path / "base", "--method", "weight_average", "--bring",
+                       *(tiny_text_pool_path / "checkpoints" / name for name in ("food", "mood")))  # fmt: skip
+    assert code == 0, err
+
+
+def test_pools_open_makes_a_pool(run: Run, tiny_pool_path: Path, tmp_path: Path) -> None:
+    mine = tiny_pool_path / "checkpoints" / "shape"
+    code, _out, err = run("pools", "open", mine, "--pool", tiny_pool_path, "--out", tmp_path / "new")
+    assert code == 0, err
+    pool = open_pool(tmp_path / "new")
+    assert pool.checkpoint_ids[-1] == "shape_2"
+    assert pool.card.default_tasks == ("colour", "stripes")
+    assert run("pools", tmp_path / "new", "--verify")[0] == 0
+    assert run("merge", "--pool", tmp_path / "new", "--method", "weight_average")[0] == 0
+
+
+def test_a_checkpoint_that_does_not_fit_says_why(run: Run, tiny_pool_path: Path, tmp_path: Path) -> None:
+    bad = Path(shutil.copytree(tiny_pool_path / "checkpoints" / "shape", tmp_path / "bad"))
+    tensors = load_file(bad / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("q_proj.weight"))
+    save_file(tensors | {name: torch.full_like(tensors[name], torch.nan)}, bad / "model.safetensors")
+    before = tree(tmp_path)
+    for words in (("pools", "open", bad, "--pool", tiny_pool_path, "--out", tmp_path / "new"),):
+        code, _, err = run(*words)
+        assert code == 1
+        assert re.fullmatch(r"fwviz: bad cannot be merged: .*NaN or infinity.*\n", err)
+    assert tree(tmp_path) == before
+    shutil.rmtree(bad)
+    torch.save(tensors, tmp_path / "pickle.bin")
+    code, _, err = run("pools", "open", tmp_path / "pickle.bin", "--pool", tiny_pool_path, "--out", tmp_path / "new")
+    assert code == 1
+    assert "is a pickle, which can run code" in err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", BAD_ZIPS)
+def test_bad_archives_write_nothing(name: str, run: Run, tiny_pool_path: Path, tmp_path: Path) -> None:
+    refused(run, tmp_path, BAD_ZIPS[name], tmp_path / "bad.zip", tiny_pool_path)
+
+
+@pytest.mark.parametrize("name", BAD_TABLES)
+def test_bad_tables_write_nothing(name: str, run: Run, tiny_text_pool_path: Path, tmp_path: Path) -> None:
+    refused(run, tmp_path, BAD_TABLES[name], tmp_path / "bad.csv", tiny_text_pool_path)
+
+
+def refused(run: Run, tmp_path: Path, bad: tuple[Callable[[Path], object], str], file: Path, pool: Path) -> None:
+    make, said = bad
+    make(file)
+    before = tree(tmp_path)
+    code, out, err = run("own", file, "--pool", pool, "--out", tmp_path / "merged")
+    assert code == 1
+    assert out == ""
+    assert re.fullmatch(rf"fwviz: .*({said}).*\n", err), err
+    after = tree(tmp_path)
+    after.pop(str(tmp_path / "own"), None)  # the empty folder of kept pools
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--method", "nonsense"), "there is no method"),
+        (("--max-steps", "-1"), "max_steps"),
+        (("--tasks", "absent"), "no task 'absent'"),
+        (("--seed", "x"), "'seed'"),
+        (("--classes", "circle"), "write --classes folder=name"),
+        (("--classes", "x=y"), "no class 'x' to rename"),
+        (("--classes", "circle=cross"), "two classes are called"),
+        (("--prompts", "no place"), "write a short text with {}"),
+        (("--title", "\n"), "cannot be the title"),
+        (("--bring", "absent.safetensors"), "absent.safetensors"),
+        (("--base", "somewhere"), "--base stands in the place of a --pool"),
+    ],
+)
+def test_wrong_options_write_nothing(
+    words: tuple[str, ...], said: str, run: Run, tiny_pool_path: Path, tmp_path: Path
+) -> None:
+    file = shapes_zip(tmp_path / "a.zip", 6)
+    before = tree(tmp_path)
+    code, _, err = run("own", file, "--pool", tiny_pool_path, *words)
+    assert code == 1
+    assert said in err
+    assert err.count("\n") == 1, err
+    after = tree(tmp_path)
+    after.pop(str(tmp_path / "own"), None)
+    assert after == before
