@@ -164,6 +164,10 @@ def _start(parent: str, stage: Path) -> _Start:
 def _add_task(path: Path, start: _Start, stage: Path, wish: Wish) -> tuple[TaskCard, str]:
     """Read and split the examples and write them; the task's card lacks only its accuracies."""
     card = start.card
+    if FAMILIES[card.family].heads != "texts":
+        raise FwvizError(
+            f"the model of {start.parent!r} makes no heads of class names: choose a pool of CLIPs or sentence encoders."
+        )
     inputs = FAMILIES[card.family].inputs
     framing = read_framing(base_folder(card), card.base["image_size"]) if inputs == "images" else None
     examples = read_examples(path, framing)

@@ -143,7 +143,7 @@ def test_a_pool_without_its_base_is_listed_but_never_the_first(
     assert pool_ids()[:2] == ("a_first_by_name", "tiny")
     assert first_pool() == "tiny"
     assert "fwviz pools fetch" in missing_base(pool_card("a_first_by_name"))
-    monkeypatch.setattr("fwviz.pools.open._folders", dict)
+    monkeypatch.setattr("fwviz.pools.open.pool_folders", dict)
     with pytest.raises(FwvizError, match="there is no pool of checkpoints here: set FWVIZ_POOLS"):
         first_pool()
 
