@@ -110,15 +110,19 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def make_tiny_classifier_pool(root: Path, kind: str = "roberta", seed: int = 0) -> Path:
-    """Train and write the pool into ``root``; the global random state is as before afterwards."""
+def make_tiny_classifier_pool(root: Path, kind: str = "roberta", form: str = "full", seed: int = 0) -> Path:
+    """Train and write the pool into ``root``; the global random state is as before afterwards.
+
+    ``form`` "lora" saves PEFT adapters, which keep their classifier beside them.
+    """
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
-        return _make(root, kind, np.random.default_rng(seed))
+        return _make(root, kind, form, np.random.default_rng(seed))
 
 
-def _make(root: Path, kind: str, rng: np.random.Generator) -> Path:
+def _make(root: Path, kind: str, form: str, rng: np.random.Generator) -> Path:
+    from peft import LoraConfig, get_peft_model
     from transformers import AutoModel, AutoModelForSequenceClassification
 
     folder = root / "base"
@@ -131,7 +135,11 @@ def _make(root: Path, kind: str, rng: np.random.Generator) -> Path:
         model = AutoModelForSequenceClassification.from_pretrained(
             folder, num_labels=max(len(classes), 1), **(names if classes else {})
         )
-        optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        if form == "lora":
+            model = get_peft_model(
+                model, LoraConfig(r=3, lora_alpha=6, target_modules=["query", "value"], task_type="SEQ_CLS")
+            )
+        optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
         samples, labels = draw(task, 192, rng)
         inputs = encode(folder, samples)
         for _ in range(60):
@@ -151,6 +159,7 @@ def _make(root: Path, kind: str, rng: np.random.Generator) -> Path:
         if any(pair is not None for _, pair in samples):
             columns["text_pair"] = [pair for _, pair in samples]
         pq.write_table(pa.table(columns), path)
+    weights = "model.safetensors" if form == "full" else "adapter_model.safetensors"
     card = {
         "format": 1,
         "id": f"tiny_{kind}",
@@ -170,7 +179,7 @@ def _make(root: Path, kind: str, rng: np.random.Generator) -> Path:
                 "id": task,
                 "title": task,
                 "path": f"checkpoints/{task}",
-                "sha256": sha256(root / "checkpoints" / task / "model.safetensors"),
+                "sha256": sha256(root / "checkpoints" / task / weights),
                 "task": task,
                 "kind": "own",
                 "accuracy": {"validation": 0.5, "test": 0.5},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -30,8 +30,11 @@ def class_texts(classes: Sequence[str], prompts: Sequence[str]) -> list[str]:
     return [prompt.replace("{}", name) for name in classes for prompt in prompts]
 
 
-def read_tokenizer(path: Path, longest: int) -> Tokenizer:
-    """The tokenizer, without padding, that cuts texts at ``longest`` tokens; FwvizError if the file is none."""
+def read_tokenizer(path: Path, longest: int, side: Literal["left", "right"] = "right") -> Tokenizer:
+    """The tokenizer, without padding, that cuts texts at ``longest`` tokens, from their end or from the ``left``.
+
+    Raises FwvizError if the file is none.
+    """
     from tokenizers import Tokenizer
 
     try:
@@ -45,7 +48,7 @@ def read_tokenizer(path: Path, longest: int) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_str(text)
         tokenizer.no_padding()
-        tokenizer.enable_truncation(max_length=longest)
+        tokenizer.enable_truncation(max_length=longest, direction=side)
     except Exception:  # the library raises plain Exceptions
         raise FwvizError(f"{path} is no valid tokenizer file: save the tokenizer again.") from None
     return tokenizer

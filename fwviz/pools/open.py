@@ -144,8 +144,8 @@ class Pool:
         adapters = [c.id for c in card.checkpoints if is_adapter(card.root / c.path)]
         self.all_adapters = len(adapters) == len(card.checkpoints)
         changed = frozenset().union(*(self.adapter(name).changes for name in adapters)) if self.all_adapters else None
-        # A tied tensor is merged once; a file may hold it under a second name.
-        single = {name: shape for name, shape in shapes.items() if name not in self.architecture.aliases}
+        # A tied tensor is merged once, whatever names it is saved under, and what is no weight, such as a mask, never.
+        single = self.architecture.tensors if self._family.heads == "words" else shapes
         self.layout: ParamLayout = build_layout(single, card.include, card.exclude, changed)
         for name in self.layout.names:
             if name not in self.architecture.tensors:

@@ -34,6 +34,8 @@ LOADERS: dict[str, dict[ExportFormat, str]] = {
     "clip_vision": {"clip_model": "CLIPModel", "vision_model": "CLIPVisionModelWithProjection"},
     "sentence_encoder": {"model": "AutoModel", "adapter": "PeftModel"},
     "sequence_classifier": {"model": "AutoModelForSequenceClassification", "adapter": "PeftModel"},
+    "seq2seq": {"model": "AutoModelForSeq2SeqLM", "adapter": "PeftModel"},
+    "causal_lm": {"model": "AutoModelForCausalLM", "adapter": "PeftModel"},
 }
 EXPORT_FORMATS: tuple[ExportFormat, ...] = tuple(dict.fromkeys(f for formats in LOADERS.values() for f in formats))
 
