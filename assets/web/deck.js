@@ -113,6 +113,7 @@
       }
       badge.textContent = value.live ? "Live" : value.badge || "";
       badge.dataset.kind = value.live ? "live" : value.kind || "";
+      badge.dataset.beat = value.ticks.length % 2;
       badge.hidden = !badge.textContent;
       title.textContent = value.title || "";
       title.title = value.title || "";

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import logging
 import os
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -37,6 +38,7 @@ TAGLINE = (
     "step does to accuracy."
 )
 UPDATE_EVERY = 0.2  # seconds between two updates of a live page, at least
+SWITCH_EVERY = 0.0005  # seconds a thread keeps the interpreter while others wait
 LOOK_EVERY = 0.04  # seconds between two looks at a job
 
 # One request of a page: what the component sent, and whose page it is.
@@ -283,6 +285,9 @@ def launch() -> None:
     # Two runs at once share the cores: threads that spin while they wait would starve each other.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # A run needs the interpreter for a moment between two tensor operations; at Python's own 5 ms each such moment
+    # would wait that long while a chart is made.
+    sys.setswitchinterval(SWITCH_EVERY)
     desk = make_desk()
     demo = build_demo(desk)
     try:
