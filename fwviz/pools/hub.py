@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from fwviz.backbones.folders import cached_snapshot, hub_cache
 from fwviz.pools.card import Node, read_yaml
 from fwviz.pools.open import pool_card, pool_ids
 from fwviz.pools.places import is_id
-from fwviz.types import FwvizError
+from fwviz.types import METRICS, SPLITS, FwvizError, MetricName, Split
 
 CARDS = Path(__file__).parent / "cards"
 Kind = Literal["model", "dataset"]
@@ -33,6 +33,9 @@ _MODEL_FILES = (
 )  # fmt: skip
 _DATA_FILES = ("*.parquet",)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# Samples of each split: enough to steer by, to choose by and to judge by.
+ROWS: Mapping[Split, int] = {"calibration": 128, "validation": 128, "test": 1000}
+_MAX_ROWS = 100_000
 _MAX_REPOSITORIES = 256
 _TOGETHER = 4  # questions to the Hub at a time
 
@@ -51,20 +54,26 @@ class HubModel:
 class HubTask:
     """A task of a Hub card. ``data`` has repository, configuration, columns and splits of its data set.
 
-    ``classes`` is empty where the data set names them itself, ``prompts`` where the family has no text head.
+    ``classes`` is empty where the data set names them itself or answers are free, ``prompts`` where the family has no
+    text head. ``prompt`` is what a model that answers in words is asked, with the names of columns in braces.
     """
 
     id: str
     title: str
-    metric: str
+    metric: MetricName
     classes: tuple[str, ...]
     prompts: tuple[str, ...]
     data: dict[str, Any]
+    prompt: str = ""
 
 
 @dataclass(frozen=True)
 class HubCard:
-    """A pool of the Hub: what ``fwviz/pools/cards/<id>.yaml`` says. ``subsets`` names choices of tasks, 8, 14, 20."""
+    """A pool of the Hub: what ``fwviz/pools/cards/<id>.yaml`` says. ``subsets`` names choices of tasks, 8, 14, 20.
+
+    Texts are cut at ``tokens``, answers at ``answer_tokens``; logits of text heads are ``scale`` times a cosine.
+    ``rows`` says how many samples each of our splits takes of a data set.
+    """
 
     id: str
     title: str
@@ -76,6 +85,10 @@ class HubCard:
     checkpoints: tuple[HubModel, ...]
     tasks: tuple[HubTask, ...]
     subsets: dict[str, tuple[str, ...]]
+    tokens: int = 128
+    answer_tokens: int = 32
+    scale: float = 20.0
+    rows: Mapping[Split, int] = field(default_factory=lambda: dict(ROWS))
 
     def subset(self, name: str | None) -> HubCard:
         """The card with the tasks of one of its subsets only, and their checkpoints."""
@@ -141,18 +154,23 @@ def load_hub_card(id_or_path: str | Path) -> HubCard:
             raise FwvizError(f"{path}: checkpoint {checkpoint.id!r} is of the unlisted task {checkpoint.task!r}.")
         top.check_repository("checkpoints", checkpoint.hub)
     top.unique("checkpoints", [checkpoint.id for checkpoint in checkpoints])
+    base, rows = top.node("base"), top.node("rows") if "rows" in top.value else None
     merge, subsets = top.node("merge"), top.node("subsets") if "subsets" in top.value else None
     return HubCard(
         id=top.identifier("id"),
         title=top.text("title", 200),
         summary=top.text("summary", 4000),
         family=top.choice("family", HUB_FAMILIES),
-        base=top.node("base").repository("hub"),
+        base=base.repository("hub"),
         include=merge.texts("include", 64, 200),
         exclude=merge.texts("exclude", 1024, 200, least=0),
         checkpoints=checkpoints,
         tasks=tasks,
         subsets={name: subsets.choices(name, ids) for name in subsets.value} if subsets else {},
+        tokens=base.count("tokens", 2, 1 << 16) if "tokens" in base.value else 128,
+        answer_tokens=base.count("answer_tokens", 1, 4096) if "answer_tokens" in base.value else 32,
+        scale=base.number("scale", 1, 1000) if "scale" in base.value else 20.0,
+        rows={s: rows.count(s, 2, _MAX_ROWS) if rows and s in rows.value else ROWS[s] for s in SPLITS},
     )
 
 
@@ -186,8 +204,10 @@ def _model(node: Node) -> HubModel:
 
 
 def _task(top: Node, node: Node, catalogue: dict[str, Node]) -> HubTask:
+    """A task of the card; what it leaves out is taken from the catalogue's task of the same id."""
     name = node.identifier("id")
-    full = catalogue.get(name, node) if "data" not in node.value else node
+    listed = catalogue[name].value if name in catalogue else {}
+    full = Node(node.file, node.place, {**listed, **node.value})
     data = full.node("data")
     read: dict[str, Any] = {"hub": data.repository("hub"), "licence": data.text("licence", 100, optional=True)}
     read |= {key: data.text(key, 100) for key in ("config", "inputs", "label") if key in data.value}
@@ -195,10 +215,11 @@ def _task(top: Node, node: Node, catalogue: dict[str, Node]) -> HubTask:
     return HubTask(
         id=name,
         title=full.text("title", 200),
-        metric=full.choice("metric", ("accuracy", "matthews", "pearson_spearman", "rouge", "exact_match", "pass@1")),
+        metric=next(metric for metric in METRICS if metric == full.choice("metric", METRICS)),
         classes=full.texts("classes", 10_000, 300, least=2) if "classes" in full.value else (),
         prompts=full.texts("prompts", 256, 300) if "prompts" in full.value else (),
         data=read,
+        prompt=full.text("prompt", 2000, optional=True),
     )
 
 

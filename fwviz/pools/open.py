@@ -59,7 +59,10 @@ def first_pool() -> str:
 
 
 def pool_card(id_or_path: str | Path) -> PoolCard:
-    """The card of a pool, whose base need not be on this machine."""
+    """The card of a pool, whose base need not be on this machine; of a card of the Hub what of it is here."""
+    listed = _on_the_hub(id_or_path)
+    if listed is not None:
+        return listed
     root = find_pool(id_or_path)
     try:
         stat = (root / "pool.yaml").stat()
@@ -80,20 +83,25 @@ def missing_base(card: PoolCard) -> str:
 def open_pool(id_or_path: str | Path) -> Pool:
     """The pool of that name, or in that folder (a ``Path``, or a text that holds a path separator).
 
-    The same object for every caller until ``pool.yaml`` changes; the last few pools stay open. From any thread.
+    It may be a card of the Hub, by id or ``.yaml`` file, as far as its files are in the Hub's cache. The same object
+    for every caller until ``pool.yaml`` or the cache changes; the last few pools stay open. From any thread.
 
     Raises:
         FwvizError: there is no such pool, its card is wrong, or its base is damaged or does not fit the card.
     """
-    root = find_pool(id_or_path)
-    try:
-        stat = (root / "pool.yaml").stat()
-    except OSError:
-        raise FwvizError(f"{root} holds no pool.yaml: give the folder of a pool.") from None
-    key = (root.resolve(), stat.st_mtime_ns, stat.st_size)
+    listed = _on_the_hub(id_or_path)
+    if listed is not None:
+        root, key = listed.root, (listed.root / listed.id, hash(repr(listed)), 0)
+    else:
+        root = find_pool(id_or_path)
+        try:
+            stat = (root / "pool.yaml").stat()
+        except OSError:
+            raise FwvizError(f"{root} holds no pool.yaml: give the folder of a pool.") from None
+        key = (root.resolve(), stat.st_mtime_ns, stat.st_size)
     with _lock:
         if key not in _open:
-            _open[key] = Pool(load_card(root))
+            _open[key] = Pool(listed or load_card(root))
         _open.move_to_end(key)
         while len(_open) > _OPEN_POOLS:
             _open.popitem(last=False)
@@ -105,6 +113,19 @@ def close_pools(root: Path) -> None:
     with _lock:
         for key in [key for key in _open if key[0].is_relative_to(root.resolve())]:
             del _open[key]
+
+
+def _on_the_hub(id_or_path: str | Path) -> PoolCard | None:
+    """What is on this machine of a card of the Hub; None for a pool of this machine and for what is neither."""
+    from fwviz.pools.hub import hub_card_ids, load_hub_card
+    from fwviz.pools.hub_pool import hub_pool_card
+
+    name = str(id_or_path)
+    if name.endswith(".yaml") and Path(name).is_file():
+        return hub_pool_card(load_hub_card(Path(name)))
+    if isinstance(id_or_path, Path) or name in pool_ids() or name not in hub_card_ids():
+        return None
+    return hub_pool_card(load_hub_card(name))
 
 
 @lru_cache(maxsize=64)
