@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -53,11 +55,12 @@ def square(
         "ygap": 1,
         "hoverongaps": False,
         "hovertemplate": f"<b>%{{y}}</b> and <b>%{{x}}</b>:<br>{hover}.<extra></extra>",
-        "texttemplate": None if crowded else "%{z:.0%}" if percent else "%{z:.2f}",
-        "textfont": {"size": style.SMALL},
         "meta": style.names("checkpoint", rows={"checkpoint": list(names)}, columns={"checkpoint": list(names)}),
         "showscale": False,
     }
+    traces = [heat]
+    if not crowded:
+        traces += _numbers(values, ids, middle, reach, theme, percent)
     blocks = "".join(style.coloured("■", colour) for colour in colours)
     low, high = (
         style.percent(middle + sign * reach, 0) if percent else style.number(middle + sign * reach) for sign in (-1, 1)
@@ -90,7 +93,33 @@ def square(
         "yaxis": matrix.row_axis(labels, theme),
         "annotations": [style.note(key, theme, yshift=5)],
     }
-    return style.figure([heat], base | changes)
+    return style.figure(traces, base | changes)
+
+
+def _numbers(
+    values: np.ndarray, ids: list[str], middle: float, reach: float, theme: style.Theme, percent: bool
+) -> list[dict[str, Any]]:
+    """The numbers in the cells: in the colour of the page where a cell is strong, else in that of the ink."""
+    colours = style.palette(theme)
+    with np.errstate(invalid="ignore"):
+        strong = np.abs(values - middle) > reach / 2
+    made = []
+    for colour, cells in ((colours.surface, strong), (colours.ink, ~strong)):
+        rows, columns = np.nonzero(cells & np.isfinite(values))
+        if len(rows):
+            made.append(
+                {
+                    "type": "scatter",
+                    "mode": "text",
+                    "name": "numbers",
+                    "x": [ids[j] for j in columns],
+                    "y": [ids[i] for i in rows],
+                    "text": [f"{v:.0%}" if percent else f"{v:.2f}" for v in values[rows, columns]],
+                    "textfont": {"size": style.SMALL, "color": colour},
+                    "hoverinfo": "skip",
+                }
+            )
+    return made
 
 
 def extremes(rows: pd.DataFrame, value: str) -> tuple[pd.Series, pd.Series] | None:

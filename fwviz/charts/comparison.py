@@ -105,7 +105,7 @@ def comparison(
             "meta": style.names("run"),
         }
     )
-    labels = [style.short(label, 38 if narrow else 34) for label in runs["label"]]
+    labels = [style.short(label, 38) if narrow else _two_lines(label, colours) for label in runs["label"]]
     notes = [_result(row, theme, narrow) for _, row in runs.iterrows()]
     if narrow:  # names stand above their rows, so that the rows keep their width
         notes += [
@@ -132,7 +132,9 @@ def comparison(
     names_of_marks = _mark_names(marks, floor, top, theme, narrow)
     notes += names_of_marks
     above = max([40, *(23 + int(note["yshift"]) for note in names_of_marks)])
-    left = 14 if narrow else style.text_width(labels, style.TEXT) + 14
+    left = (
+        14 if narrow else style.text_width([line for label in labels for line in label.split("<br>")], style.TEXT) + 14
+    )
     most = 3 if narrow else 8
     key = "  ".join(style.coloured(f"● {style.short(t, 12)}", styles[k].colour) for k, t in list(names.items())[:most])
     notes.append(style.note(key + "  …" * (len(names) > most), theme, y=0, yanchor="top", yshift=-24))
@@ -190,6 +192,13 @@ def _mark_names(
         ends[level : level + 1] = [start + long]
         made.append(style.note(text, theme, xref="x", x=x, xanchor=anchor, yshift=4 + LEVEL * level))
     return made
+
+
+def _two_lines(label: str, colours: style.Palette) -> str:
+    """The method above, what is particular to the run below it."""
+    method, _, rest = label.partition(f" {style.DOT} ")
+    below = f"<br>{style.coloured(style.short(rest, 34), colours.muted)}" if rest else ""
+    return style.short(method, 30) + below
 
 
 def _result(row: pd.Series, theme: style.Theme, narrow: bool) -> dict[str, Any]:

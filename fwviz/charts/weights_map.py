@@ -15,7 +15,7 @@ from fwviz.registry import chart
 
 READING = (
     "Each cell: how much of a checkpoint's change a weight of the model takes. Blue: added (1 is all of it); orange: "
-    "subtracted; pale: left out. Every run has a map of its own, on one colour scale."
+    "subtracted; pale: left out, or never changed by fine-tuning. Every run has a map of its own, on one colour scale."
 )
 MOST = 4  # maps above one another
 HEAD = 24  # px above each map

@@ -17,7 +17,7 @@ from fwviz.types import Granularity
 LEVELS = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95, "largest": 1.0}
 MEDIAN = list(LEVELS).index("median")
 POINTS = 33  # of the density of a group
-LOWEST = 0.01  # the quantile at which a density begins: below, the logarithm of next to nothing goes on for decades
+LOWEST = 0.01  # the quantile, of what moved, at which a density begins: its logarithm goes on for decades below
 
 
 @lens("Size of the changes", question="Which layers did fine-tuning change most?")
@@ -31,11 +31,11 @@ def magnitudes(assembly: Assembly, *, granularity: Granularity = "layer") -> pd.
         assembly: the opened recipe.
         granularity: layers or tensors (or the whole model).
 
-    Returns rows group × checkpoint × size of change: 33 sizes for all checkpoints together, which come first, from
-    their 1 % quantile to the largest, and its median for each checkpoint. Columns ``group``, ``group_index`` (input to
-    output), ``layer``, ``size`` (parameters), ``checkpoint`` ("all" or an id), ``checkpoint_title``, ``change`` (|τ| in
-    units of the weights), ``density`` (share of the parameters per decade at that size), and on each row of a group and
-    checkpoint ``q05``, ``q25``, ``median``, ``q75``, ``q95``, ``largest`` (in units of the weights).
+    Returns rows group × checkpoint × size of change: 33 sizes for all checkpoints together, which come first, from the
+    1 % quantile of what moved to the largest, and its median for each checkpoint. Columns ``group``, ``group_index``
+    (input to output), ``layer``, ``size`` (parameters), ``checkpoint`` ("all" or an id), ``checkpoint_title``,
+    ``change`` (|τ| in units of the weights), ``density`` (share of the parameters per decade at that size), and on each
+    row of a group and checkpoint ``q05``, ``q25``, ``median``, ``q75``, ``q95``, ``largest`` (in units of the weights).
 
     Source: SuperMerge, Fig. 3.
     """
@@ -47,9 +47,12 @@ def magnitudes(assembly: Assembly, *, granularity: Granularity = "layer") -> pd.
     for g, (group, (start, stop)) in enumerate(zip(groups.names, groups.ranges(), strict=True)):
         counts = histogram(vectors, start, stop)
         counts = torch.cat([counts.sum(dim=0, keepdim=True), counts])
-        found = quantiles(counts, (LOWEST, *LEVELS.values()))
+        found = quantiles(counts, tuple(LEVELS.values()))
+        moved = counts[0].clone()
+        moved[0] = 0  # zeros have no logarithm
+        lowest = float(quantiles(moved, (LOWEST,))[0])
         for i, name in enumerate(("all", *vectors.names)):
-            lowest, *values = found[i].tolist()
+            values = found[i].tolist()
             facts = {
                 "group": group,
                 "group_index": g,
@@ -65,8 +68,7 @@ def magnitudes(assembly: Assembly, *, granularity: Granularity = "layer") -> pd.
 
 
 def _sizes(lowest: float, largest: float) -> Tensor:
-    """Sizes from the lowest to the largest, evenly in their logarithm; of two decades if many are 0."""
+    """Sizes from the lowest to the largest, evenly in their logarithm; 0 alone where nothing moved."""
     if largest == 0.0:
         return torch.zeros(1, dtype=torch.float64)
-    bottom = lowest or largest / 100
-    return torch.logspace(math.log10(bottom), math.log10(largest), POINTS, dtype=torch.float64)
+    return torch.logspace(math.log10(lowest), math.log10(largest), POINTS, dtype=torch.float64)

@@ -112,6 +112,15 @@ def promise_call(shown: Shown) -> Call:
     return Call("promise", "frame", {"vertex": shown.checkpoint} if shown.checkpoint else {})
 
 
+def _no_oracle(shown: Shown) -> str:
+    """Whether there will ever be scores to show of this run."""
+    trace = shown.trace
+    if not trace.finished or any(frame.scores is not None for frame in trace.frames):
+        return ""
+    title = entry("methods", trace.recipe.method).title
+    return f"{title} asks no oracle on its way: run FW-Merging to see here what each iteration wants."
+
+
 RELEVANCE = Tab(
     id="relevance",
     title="Relevance",
@@ -132,6 +141,7 @@ RELEVANCE = Tab(
             lambda shown: Call("lmo_history", "trace"),
             ("growth", "scope"),
             options=lambda shown: {"scope": shown.text("scope")},
+            unless=_no_oracle,
         ),
         Picture("gap_curve", lambda shown: Call("gap", "trace"), ("growth",)),
         Picture("lmo_layers", _layers_call, ("step",), table=_layers, wide=True),
