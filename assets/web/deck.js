@@ -105,7 +105,7 @@
         label.textContent = `t = ${t}` + (inner ? ` + ${inner}` : "");
         const parts = [];
         const fact = (name, text, help) => parts.push(fwviz.el("span", { title: help }, fwviz.el("i", {}, name), " ", fwviz.el("b", {}, text)));
-        if (accuracy !== null) fact("accuracy", percent(accuracy), "Mean accuracy over the evaluation tasks, quick validation subset");
+        if (accuracy !== null) fact("accuracy", percent(accuracy), "Mean accuracy over the evaluation tasks, on a quick subset of the validation data; at the end of a run on all of it");
         if (loss !== null) fact("loss", short(loss), "Mean calibration loss of the evaluation tasks, in nats");
         if (gap !== null) fact("gap", short(gap), "Frank–Wolfe gap: at most this much could a step inside the hull still promise");
         facts.replaceChildren(...parts);

@@ -196,14 +196,18 @@ def drawn(path: Path, place: Place, theme: style.Theme, hover: Sequence[str]) ->
     return traces
 
 
-def shares(found: Sequence[Path], place: Place, theme: style.Theme) -> list[dict[str, Any]]:
-    """The share outside, written beside where each run stands."""
+def shares(found: Sequence[Path], place: Place, theme: style.Theme, pixel: float) -> list[dict[str, Any]]:
+    """The share outside, written beside where each run stands, unless it would lie on another run's.
+
+    ``pixel`` is the length of a px in the units of the axes. What finds no room stands below the picture.
+    """
     colours = style.palette(theme)
-    texts = []
+    texts: list[dict[str, Any]] = []
     for path in found:
         x, y = place(path.rows)
         share = float(path.last["out_of_plane"])
-        if not np.isfinite(share):
+        near = [t for t in texts if abs(t["x"] - x[-1]) < 82 * pixel and abs(t["y"] - y[-1]) < 17 * pixel]
+        if near or not np.isfinite(share):
             continue
         texts.append(
             style.note(
@@ -227,7 +231,7 @@ def shares(found: Sequence[Path], place: Place, theme: style.Theme) -> list[dict
 def names_below(found: Sequence[Path], theme: style.Theme, narrow: bool, top: int) -> tuple[list[dict[str, Any]], int]:
     """One line per run under the picture, from ``top`` px below it, and the room they take in px."""
     lines = [
-        f"{style.coloured('●', path.colour)} {style.short(path.label, 44 if narrow else 80)} "
+        f"{style.coloured('●', path.colour)} {style.short(path.label, 28 if narrow else 80)} "
         f"{style.DOT} {style.percent(float(path.last['out_of_plane']), 0)} outside"
         for path in found[:KEY_RUNS]
     ]

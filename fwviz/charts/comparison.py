@@ -17,7 +17,7 @@ READING = (
     "lines are the base, one model trained on all tasks of the pool, and the tasks' own checkpoints. A short spread "
     "means no task was sacrificed; kept are experts, masks and routers that a merge needs beside one model."
 )
-ROW = 34
+ROW = 40
 MARKS = {"base": "base", "mtl": "multi-task", "individual": "own checkpoints"}
 LEVEL = 13  # px between the names of two marks, one above the other
 
@@ -116,6 +116,7 @@ def comparison(
                 y=i,
                 yanchor="bottom",
                 yshift=8,
+                bgcolor=style.alpha(colours.surface, 0.85),
                 font={"color": colours.ink, "size": style.SMALL},
             )
             for i, label in enumerate(labels)

@@ -82,7 +82,7 @@ def landscape_contour(
         "annotations": [
             ramp.key(theme, narrow, what if shown in ("", "joint") else f"{what} on {style.short(shown, 24)}"),
             *_corner_names(corners, theme),
-            *field.shares(found, place, theme),
+            *field.shares(found, place, theme, float(np.ptp(measured["y"].to_numpy(dtype=float))) / side),
             *names,
             style.note("distance between weights (L2)", theme, y=0, yanchor="top", yshift=-19),
         ],

@@ -13,7 +13,8 @@ from fwviz.registry import chart
 
 READING = (
     "A bar to the left promises a lower loss when the merge moves to that checkpoint: the longer, the more the "
-    "task's gradient wants it. Coloured: the task's own checkpoint. Diamond: what the oracle picks."
+    "task's gradient wants it. Coloured: the task's own checkpoint. Diamond: picked by the oracle, for this task or "
+    "another."
 )
 ROW = 21
 MOST_PANELS, MOST_PANELS_NARROW = 6, 4

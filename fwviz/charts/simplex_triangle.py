@@ -87,7 +87,7 @@ def simplex_triangle(
         "annotations": [
             ramp.key(theme, narrow, value if shown in ("", "joint") else f"{value} on {style.short(shown, 24)}"),
             *_names(titles, theme),
-            *field.shares(found, place, theme),
+            *field.shares(found, place, theme, 1 / side),
             *names,
         ],
     }

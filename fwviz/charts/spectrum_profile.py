@@ -65,7 +65,7 @@ def spectrum_profile(data: pd.DataFrame, *, theme: style.Theme = "light", narrow
                 "meta": style.names("checkpoint", of={"checkpoint": name}),
             }
         )
-        if own and not narrow:
+        if own:
             last = float(y[shown][-1])
             label = style.short(names[name], 20)
             ends.append((float(np.log10(last)) if logarithmic else last, label, shades[name]))
@@ -74,14 +74,17 @@ def spectrum_profile(data: pd.DataFrame, *, theme: style.Theme = "light", narrow
     pad = 0.06 * ((high - low) or 1.0)
     ends = ends[:12]
     cutoff = spectral.cutoff_of(rows)
-    right = style.text_width([text for _, text, _ in ends]) + 12 if ends else 14
+    beside = [] if narrow else ends  # on a phone the names stand below, two a line
+    right = style.text_width([text for _, text, _ in beside]) + 12 if beside else 14
+    below = [[style.coloured(f"● {text}", shade) for _, text, shade in ends[i : i + 2]] for i in range(0, len(ends), 2)]
+    below = below if narrow else []
     base = style.layout(
         theme,
-        320,
+        320 + 17 * len(below),
         summary=_summary(rows, names, cutoff),
         reading=READING,
         revision="spectrum_profile",
-        margin=(58, right, 28, 42),
+        margin=(58, right, 28, 42 + 17 * len(below)),
         narrow=narrow,
     )
     many = f" {style.DOT} {int(rows['matrices'].iloc[0])} matrices" if "matrices" in rows else ""
@@ -90,10 +93,14 @@ def spectrum_profile(data: pd.DataFrame, *, theme: style.Theme = "light", narrow
         "xaxis": spectral.frequency_axis(theme, narrow),
         "yaxis": style.axis(theme, type="log" if logarithmic else "linear", range=[low - pad, high + pad], nticks=6),
         "annotations": [
-            style.note(f"mean amplitude (units of the weights){group}{many}", theme),
+            style.note(f"mean amplitude{'' if narrow else ' (units of the weights)'}{group}{many}", theme),
             style.note(spectral.FOOT, theme, y=0, yanchor="top", yshift=-22),
             *spectral.cutoff_note(cutoff, theme),
-            *spectral.end_labels(ends, low, high, theme, 17),
+            *spectral.end_labels(beside, low, high, theme, 17),
+            *(
+                style.note("   ".join(line), theme, y=0, yanchor="top", yshift=-40 - 17 * i)
+                for i, line in enumerate(below)
+            ),
         ],
         "shapes": spectral.cutoff_shapes(cutoff, theme),
     }

@@ -118,7 +118,8 @@ def weights_map(
         above += heights[k] + HEAD
     blocks = "".join(style.coloured("■", colour) for colour in reversed(colours.diverging))
     notes.append(style.note(f"{style.number(-top)} {blocks} {style.number(top)}", theme, yshift=HEAD if titled else 5))
-    foot = "by kind of weight, each input → output" if order == "type" and len(set(sections)) > 1 else "input → output"
+    by_type = "by kind of weight" if narrow else "by kind of weight, each input → output"
+    foot = by_type if order == "type" and len(set(sections)) > 1 else "input → output"
     if len(runs) > MOST:
         foot += f" {style.DOT} the first {MOST} of {len(runs)} runs"
     notes.append(style.note(foot, theme, y=0, yanchor="top", yshift=-22))

@@ -310,9 +310,7 @@ def test_a_link_that_cannot_be_honoured_opens_with_one_sentence(
 
 
 def test_a_page_without_any_pool_or_recording_still_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fwviz.pools import open as module
-
-    monkeypatch.setattr(module, "_folders", dict)
+    monkeypatch.setattr("fwviz.pools.open.pool_folders", dict)
     board = JobBoard(RunStore(tmp_path / "runs"))
     messages = Desk(board, Library(board, RunStore(tmp_path / "none"))).open(Session(), Opening())
     assert "no pool" in json.loads(messages["runbar"])["message"]
