@@ -92,13 +92,14 @@ def interpolation_curve(data: pd.DataFrame, *, theme: style.Theme = "light", nar
         summary=_summary(joint, start, end, height, at),
         reading=READING,
         revision="interpolation",
-        margin=(48, 20, 28, 62),
+        margin=(48, max(20, style.text_width([style.short(end, 14)], style.TEXT) // 2), 28, 62),
         narrow=narrow,
     )
     ticks = {
         "tickmode": "array",
         "tickvals": [0, 0.25, 0.5, 0.75, 1],
         "ticktext": [style.short(start, 14), "25 %", "half way", "75 %", style.short(end, 14)],
+        "ticklabeloverflow": "allow",
     }
     known = rows["accuracy"].notna().any()
     changes: dict[str, Any] = {

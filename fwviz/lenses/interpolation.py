@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fwviz.lenses import _field as field
+from fwviz.lenses import _names as names
 from fwviz.registry import lens
 from fwviz.runs.assemble import Assembly
 from fwviz.space.plane import BASE
@@ -59,9 +60,9 @@ def interpolation(
         points: of the way, both ends among them.
 
     Yields a table of all points so far, both ends first. One row per task × γ: ``way`` ("start → end"), ``start``,
-    ``start_title``, ``end``, ``end_title``, ``length`` (L2 distance of the ends), ``task``, ``gamma``, ``loss`` (nats),
-    ``accuracy`` in [0, 1], ``samples``, ``chord`` = (1 − γ)·ℓ(0) + γ·ℓ(1), ``above`` = loss − chord, ``barrier`` of the
-    task = max over γ of ``above`` (nats): 0 on the way of a convex loss, whose chord lies above it.
+    ``start_title``, ``end``, ``end_title``, ``length`` (L2 distance of the ends), ``task``, ``task_title``, ``gamma``,
+    ``loss`` (nats), ``accuracy`` in [0, 1], ``samples``, ``chord`` = (1 − γ)·ℓ(0) + γ·ℓ(1), ``above`` = loss − chord,
+    ``barrier`` of the task = max over γ of ``above`` (nats): 0 on the way of a convex loss, whose chord lies above it.
     Source: the error barrier of Frankle et al. (2020), Linear Mode Connectivity, with the chord of Entezari et al.
     (2022) in place of the mean of the ends.
     """
@@ -83,7 +84,10 @@ def interpolation(
     titles = field.model_titles(assembly, [name for name in (start, end) if name in vectors.names])
     named = {"way": f"{start} → {end}", "start": start, "start_title": titles[start]}
     named |= {"end": end, "end_title": titles[end]}
-    yield from survey(ends[0], ends[1], field.judge(assembly, task, split, samples), points, named)
+    tasks = {"joint": "all tasks together"} | names.task_titles(assembly.recipe.tasks, assembly.pool.card)
+    for table in survey(ends[0], ends[1], field.judge(assembly, task, split, samples), points, named):
+        table.insert(table.columns.get_loc("task") + 1, "task_title", table["task"].map(tasks))
+        yield table
 
 
 def survey(

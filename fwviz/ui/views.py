@@ -163,6 +163,6 @@ def tiles(trace: Trace, index: int) -> list[tuple[str, str, str]]:
     made.append(("Time", f"{frame.seconds:.1f} s", "of this run, pauses left out"))
     made.append(("Extra memory", style.size(frame.peak_memory_bytes), "peak of the process"))
     if frame.stored_bytes:
-        made.append(("Stored beside the weights", style.size(frame.stored_bytes), "experts, masks, maps and router"))
+        made.append(("Stored beside it", style.size(frame.stored_bytes), "experts, masks, maps and router"))
     made.append(("Checkpoint data read", style.size(frame.bytes_read), f"{len(trace.checkpoints)} checkpoints"))
     return made
