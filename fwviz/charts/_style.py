@@ -81,6 +81,8 @@ PALETTES: Mapping[str, Palette] = {
     ),
 }
 
+# The reference rows of a pool card, as charts call them.
+REFERENCES = {"base": "base", "mtl": "multi-task", "individual": "own checkpoints"}
 DASHES = ("solid", "dot", "dash", "dashdot")
 
 

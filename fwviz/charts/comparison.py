@@ -18,7 +18,6 @@ READING = (
     "means no task was sacrificed; kept are experts, masks and routers that a merge needs beside one model."
 )
 ROW = 40
-MARKS = {"base": "base", "mtl": "multi-task", "individual": "own checkpoints"}
 LEVEL = 13  # px between the names of two marks, one above the other
 
 
@@ -173,7 +172,9 @@ def comparison(
 def _marks(rows: pd.DataFrame) -> dict[str, float]:
     """The average over tasks of the base, the multi-task model and the tasks' own checkpoints, where all are known."""
     tasks = rows.drop_duplicates("task")
-    means = {c: float(pd.to_numeric(tasks[c], errors="coerce").mean(skipna=False)) for c in MARKS if c in tasks}
+    means = {
+        c: float(pd.to_numeric(tasks[c], errors="coerce").mean(skipna=False)) for c in style.REFERENCES if c in tasks
+    }
     return {column: mean for column, mean in means.items() if math.isfinite(mean)}
 
 
@@ -185,7 +186,7 @@ def _mark_names(
     ends: list[float] = []  # of the last name at each level
     made = []
     for column, x in sorted(marks.items(), key=lambda mark: mark[1]):
-        text = f"{MARKS[column]} {style.percent(x, 0)}"
+        text = f"{style.REFERENCES[column]} {style.percent(x, 0)}"
         place, long = (x - floor) / (top - floor), style.text_width([text]) / width
         anchor = "left" if place < long / 2 else "right" if place > 1 - long / 2 else "center"
         start = place - long * {"left": 0.0, "center": 0.5, "right": 1.0}[anchor]

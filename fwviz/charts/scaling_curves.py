@@ -16,9 +16,8 @@ READING = (
     "From left to right checkpoints join the pool; each curve is a method's average test accuracy on the same tasks. A "
     "curve that stays level ignores what does not help; bands reach one standard deviation over the orders drawn."
 )
-MARKS = {"base": "base", "individual": "own checkpoints"}
 WORDS = {
-    "own": "the tasks' own",
+    "own": "own",
     "irrelevant": "irrelevant",
     "relevant": "relevant",
     "noisy": "badly trained",
@@ -38,8 +37,8 @@ def scaling_curves(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: 
 
     Args:
         data: rows seed × count × variant × task of the lens ``scaling``: ``count``, ``variant``, ``task``, ``accuracy``
-            in [0, 1], optionally ``seed``, ``joined``, ``newest``, ``settings``, ``seconds``. The variants "base" and
-            "individual" become lines of reference.
+            in [0, 1], optionally ``seed``, ``joined``, ``newest``, ``settings``, ``seconds``. The variants "base",
+            "mtl" and "individual" become lines of reference.
 
     A point whose seeds are not all there yet is drawn from those that are.
     """
@@ -54,7 +53,7 @@ def scaling_curves(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: 
     means = rows.groupby(["variant", "count", "seed"], sort=False)["accuracy"].mean().reset_index()
     shown = means.groupby(["variant", "count"], sort=False)["accuracy"].agg(["mean", "std", "count"])
     order = list(dict.fromkeys(rows["variant"]))
-    curves = [name for name in order if name not in MARKS]
+    curves = [name for name in order if name not in style.REFERENCES]
     colours = style.palette(theme)
     styles = style.task_styles(curves, theme)
     counts = sorted({float(count) for count in rows["count"]})
@@ -100,7 +99,7 @@ def scaling_curves(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: 
                 "hovertemplate": "%{hovertext}<extra></extra>",
             }
         )
-    marks = {name: float(shown.loc[name]["mean"].mean()) for name in MARKS if name in order}
+    marks = {name: float(shown.loc[name]["mean"].mean()) for name in style.REFERENCES if name in order}
     values = [*shown["mean"].tolist()]
     low = max(0.0, math.floor(20 * min(values) - 0.4) / 20)
     high = min(math.ceil(20 * max(values) + 0.4) / 20, 1.02) if max(values) <= 1 else max(values) * 1.05
@@ -132,7 +131,7 @@ def scaling_curves(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: 
     ]
     raised = style.spread(list(marks.values()), (high - low) * 15 / 330, low, high)
     named = [
-        style.note(f"{MARKS[name]} {style.percent(v, 0)}", theme, yref="y", y=y, x=0, xshift=4, yshift=1)
+        style.note(f"{style.REFERENCES[name]} {style.percent(v, 0)}", theme, yref="y", y=y, x=0, xshift=4, yshift=1)
         for (name, v), y in zip(marks.items(), raised, strict=True)
     ]
     base = style.layout(
@@ -269,5 +268,5 @@ def _summary(curves: list[str], shown: pd.DataFrame, counts: list[float], marks:
     if parts:
         text += f": {'; '.join(parts)}"
     if marks:
-        text += ". For comparison: " + ", ".join(f"{MARKS[n]} {style.percent(v)}" for n, v in marks.items())
+        text += ". For comparison: " + ", ".join(f"{style.REFERENCES[n]} {style.percent(v)}" for n, v in marks.items())
     return text + "."

@@ -70,9 +70,9 @@ def scaling(
     Yields a table after every cell, smallest and largest pool first, and every now and then while one runs
     (``table.attrs["running"]`` says which); closing the generator stops the run under way. One row per seed × count ×
     variant × task: ``order``, ``seed``, ``count``, ``joined`` (own, irrelevant, relevant or noisy: the last to join),
-    ``newest`` (its title), ``variant`` ("base" and "individual" are the pool card's rows), ``method``, ``task``,
-    ``task_title``, ``accuracy`` on test in [0, 1], ``validation`` (mean over tasks, by which ``settings`` were picked),
-    ``status``, ``steps``, ``seconds``, ``run`` (id), ``reused`` (found, not run).
+    ``newest`` (its title), ``variant`` ("base", "individual" and, where there is one, "mtl" are the card's rows),
+    ``method``, ``task``, ``task_title``, ``accuracy`` on test in [0, 1], ``validation`` (mean over tasks, by which
+    ``settings`` were picked), ``status``, ``steps``, ``seconds``, ``run`` (id), ``reused`` (found, not run).
     Source: FW-Merging, Fig. 1. Raises FwvizError if a task has no checkpoint of its own or a cell fails.
     """
     recipe, card = assembly.recipe, assembly.pool.card

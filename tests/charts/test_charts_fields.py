@@ -170,7 +170,7 @@ def test_curves_average_tasks_then_seeds() -> None:
         {"seed": s, "count": c, "variant": v, "task": t, "accuracy": 0.5 + 0.1 * s + 0.01 * c + 0.2 * (t == "b")}
         for s in (0, 1)
         for c in (4, 2)
-        for v in ("base", "soft")
+        for v in ("base", "mtl", "soft")
         for t in ("a", "b")
     ]
     figure = scaling_curves(pd.DataFrame(rows))
@@ -180,3 +180,5 @@ def test_curves_average_tasks_then_seeds() -> None:
     band = traces(figure, "scatter", "")[0]
     assert band.y[0] == pytest.approx(0.67 + np.std([0.62, 0.72], ddof=1), rel=1e-5)
     assert not traces(figure, "scatter", "base")
+    assert not traces(figure, "scatter", "mtl"), "the multi-task model is a line of reference, no method"
+    assert any(note.text.startswith("multi-task") for note in figure.layout.annotations)
