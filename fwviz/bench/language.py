@@ -19,14 +19,14 @@ import pandas as pd
 from fwviz.bench.scaling import markdown
 from fwviz.pools.open import open_pool
 from fwviz.registry import entry, parse_settings
-from fwviz.runs.assemble import Assembly, assemble, pool_fingerprint
+from fwviz.runs.assemble import Assembly, assemble, default_fingerprint
 from fwviz.runs.recipe import Recipe
 from fwviz.tasks.data import TaskData, load_split, stratified_subset
 from fwviz.tasks.objectives import CalibrationObjective
 from fwviz.types import FwvizError, Problem, Step
 
 SAMPLES = 100
-SWEEP = (5, 10, 25, 50)
+SWEEP = (10, 25, 50)
 """Samples per task beside ``SAMPLES`` for which FW-hard is run."""
 
 
@@ -40,7 +40,7 @@ class Row:
     paper: float | None = None
 
 
-_FW = {"init": "task_arithmetic", "max_steps": 10}
+_FW = {"init": "task_arithmetic", "max_steps": 10, "trials": 4}
 FW = "FW-hard, layer-wise"
 ROWS = (
     Row("task arithmetic", "task_arithmetic", {}, 80.8),
@@ -52,7 +52,7 @@ ROWS = (
     Row("AdaMerging", "adamerging", {}, 79.5),
     Row(FW, "fw_hard", {**_FW, "granularity": "layer"}, 85.4),
     Row("FW-hard, model-wise", "fw_hard", {**_FW, "granularity": "model"}, 78.2),
-    Row("FW-hard, layer-wise, from the base", "fw_hard", {"max_steps": 10, "granularity": "layer"}),
+    Row("FW-hard, layer-wise, from the base", "fw_hard", {**_FW, "init": "base", "granularity": "layer"}),
 )
 REFERENCES = (Row("base", paper=49.6), Row("individual", paper=100.0))
 
@@ -67,12 +67,12 @@ def run(
 ) -> pd.DataFrame:
     """One line per row × samples × seed × task, those of the ``csv`` file first, and those of the pool card.
 
-    Columns: pool (fingerprint), variant, samples per task, seed, task, accuracy (test, in [0, 1]), normalised, steps,
-    seconds (of this process' cores, without judging).
+    Columns: pool (fingerprint of what is merged and judged), variant, samples per task, seed, task, accuracy (test, in
+    [0, 1]), normalised, steps, seconds (of this process' cores, without judging).
     """
     card = open_pool(pool).card
     known = pd.read_csv(csv) if csv is not None and csv.is_file() else pd.DataFrame(columns=["pool", "variant"])
-    fingerprint = pool_fingerprint(card)
+    fingerprint = default_fingerprint(card)
     found = [part for part in (known[known["pool"] == fingerprint],) if len(part)]
     have = {(r.variant, r.samples, r.seed) for part in found for r in part.itertuples()}
     for row in rows:

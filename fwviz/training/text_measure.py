@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from fwviz.pools.open import open_pool
-from fwviz.runs.assemble import Assembly, assemble
+from fwviz.runs.assemble import Assembly, assemble, default_fingerprint
 from fwviz.runs.recipe import Recipe
-from fwviz.types import Split
+from fwviz.types import FwvizError, Split
 
-SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
+SCALES = (0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 HELD_OUT: tuple[Split, ...] = ("validation", "test")
 
 
@@ -63,7 +63,7 @@ def phenomena(folder: Path, tasks: Sequence[str]) -> list[dict[str, Any]]:
     zero, merged = mean(equal(four, 0.0), "test"), mean(equal(four, scale), "test")
     individual = float(np.mean([card.task(task).accuracy["individual"]["test"] for task in tasks]))
     recovered = (merged - zero) / (individual - zero)
-    sizes = [size for size in (4, 8, 12) if size < vectors.n] + [vectors.n]
+    sizes = [four, vectors.n]
     averaged = [mean(equal(size, 1 / size), "test") for size in sizes]
     added = [mean(equal(size, 0.3), "test") for size in sizes]
     gain = individual - zero
@@ -96,6 +96,58 @@ def phenomena(folder: Path, tasks: Sequence[str]) -> list[dict[str, Any]]:
             "Task vectors are nearly orthogonal", "Ilharco et al. 2023, figure 5",
             1 - float(cosines.abs().mean()), 0.85, 0.7,
             f"mean |cosine| {cosines.abs().mean():.3f}, largest {cosines.max():.3f}",
+        ),
+    ]  # fmt: skip
+
+
+def bench_phenomena(folder: Path, csv: Path) -> list[dict[str, Any]]:
+    """What ``fwviz bench language`` found on the pool in ``folder``, as entries of its card; differences in points.
+
+    Raises:
+        FwvizError: the table is of another pool, or lacks a row.
+    """
+    import pandas as pd
+
+    rows = pd.read_csv(csv)
+    rows = rows[rows["pool"] == default_fingerprint(open_pool(str(folder)).card)]
+    scores = rows.groupby(["variant", "samples"])["normalised"].mean().mul(100)
+
+    def score(label: str, samples: int = 100) -> float:
+        if (label, samples) not in scores.index:
+            raise FwvizError(
+                f"{csv} has no row {label!r} of {samples} samples for this pool: run fwviz bench language."
+            )
+        return float(scores[label, samples])
+
+    hard, wise = "FW-hard, layer-wise", "FW-hard, model-wise"
+    arithmetic, ties, ada = score("task arithmetic"), score("TIES"), score("AdaMerging")
+    searched = score("task arithmetic, scale searched")
+    curve = [(int(n), float(value)) for n, value in scores[hard].sort_index().items()]
+    best = score(hard)
+    said = "normalised score, 8 checkpoints on 4 tasks, 100 samples per task"
+    return [
+        _entry(
+            "Layer-wise FW-hard from task arithmetic is above task arithmetic (paper: by 4.6 points)",
+            "FW-Merging, table 1", best - arithmetic, 2.0, 0.5,
+            f"{said}: {best:.1f} against {arithmetic:.1f} at scale 0.3 and {searched:.1f} at the scale that fits best",
+        ),
+        _entry(
+            "Task arithmetic is above TIES on language (paper: by 16.5 points)", "FW-Merging, table 1",
+            arithmetic - ties, 2.0, 0.5, f"{said}: {arithmetic:.1f} against {ties:.1f}, both with their default scales",
+        ),
+        _entry(
+            "FW-hard is above AdaMerging (paper: by 5.9 points)", "FW-Merging, table 4",
+            best - ada, 2.0, 0.5, f"{said}: {best:.1f} against {ada:.1f}",
+        ),
+        _entry(
+            "Choosing per layer is better than for the whole model (paper: by 7.2 points)", "FW-Merging, table 5",
+            best - score(wise), 2.0, 0.5, f"{said}: {best:.1f} against {score(wise):.1f}",
+        ),
+        _entry(
+            "FW-hard needs few samples: 25 per task do what 100 do", "FW-Merging, supplement, figure 1",
+            score(hard, 25) - best, -1.5, -3.0,
+            "normalised score of layer-wise FW-hard by samples per task: "
+            + ", ".join(f"{n}: {value:.1f}" for n, value in curve),
         ),
     ]  # fmt: skip
 

