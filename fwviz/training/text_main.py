@@ -30,6 +30,9 @@ LAYERS = 6
 MERGED = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
 
 OWN = AdapterPlan()
+SHORT = replace(OWN, steps=OWN.steps // 2)
+SHORT_TASKS = ("language", "spam", "things", "doings", "word_class")
+"""Tasks of short texts with plain signs of their class, which half of the steps teach."""
 WEAK = replace(OWN, steps=OWN.steps // 8)
 DEFAULT_TASKS = ("film_opinion", "topic", "language", "spam")
 DEFAULT_CHECKPOINTS = (*DEFAULT_TASKS, "product_opinion", "feeling", "things", "word_class")
@@ -49,14 +52,18 @@ class Job:
 
 def jobs(tasks: Sequence[TextTask] = TEXT_TASKS) -> list[Job]:
     """One adapter per task, then a weak and a noisy second one."""
-    own = [Job(task.id, task.title, task, "own", "LoRA fine-tuned on this task.") for task in tasks]
+    own = [
+        Job(task.id, task.title, task, "own", "LoRA fine-tuned on this task.",
+            SHORT if task.id in SHORT_TASKS else OWN)
+        for task in tasks
+    ]  # fmt: skip
     by_id = {task.id: task for task in tasks}
     film, topic = by_id["film_opinion"], by_id["topic"]
     return [
         *own,
         Job("film_opinion_weak", f"{film.title} (weak)", film, "weak", "An eighth of the steps.", WEAK),
         Job("topic_noisy", f"{topic.title} (noisy labels)", topic, "noisy_labels",
-            "Six labels in ten were drawn at random."),
+            "Six labels in ten were drawn at random, half of the steps.", SHORT),
     ]  # fmt: skip
 
 
