@@ -40,7 +40,9 @@ class Row:
     paper: float | None = None
 
 
-_FW = {"init": "task_arithmetic", "max_steps": 10, "trials": 4}
+_FW = {"init": "task_arithmetic", "max_steps": 10}
+# Ten iterations of the released code's steps for language, which take no line search.
+_OFFICIAL = {**_FW, "step_rule": "official", "official_scale": 0.29}
 FW = "FW-hard, layer-wise"
 ROWS = (
     Row("task arithmetic", "task_arithmetic", {}, 80.8),
@@ -52,6 +54,8 @@ ROWS = (
     Row("AdaMerging", "adamerging", {}, 79.5),
     Row(FW, "fw_hard", {**_FW, "granularity": "layer"}, 85.4),
     Row("FW-hard, model-wise", "fw_hard", {**_FW, "granularity": "model"}, 78.2),
+    Row("FW-hard, layer-wise, official steps", "fw_hard", {**_OFFICIAL, "granularity": "layer"}, 85.4),
+    Row("FW-hard, model-wise, official steps", "fw_hard", {**_OFFICIAL, "granularity": "model"}, 78.2),
     Row("FW-hard, layer-wise, from the base", "fw_hard", {**_FW, "init": "base", "granularity": "layer"}),
 )
 REFERENCES = (Row("base", paper=49.6), Row("individual", paper=100.0))

@@ -131,12 +131,14 @@ def write_card(folder: Path, card: Mapping[str, Any]) -> None:
     (folder / "pool.yaml").write_text(text, encoding="utf-8")
 
 
-def versions() -> dict[str, str]:
-    """Versions of the libraries that shaped the pool."""
+PICTURES = ("torch", "transformers", "tokenizers", "numpy", "pillow", "fonttools", "cairosvg", "scikit-learn")
+
+
+def versions(names: Sequence[str] = PICTURES) -> dict[str, str]:
+    """Versions of Python and the libraries that shaped a pool."""
     import importlib.metadata as metadata
     import platform
 
-    names = ("torch", "transformers", "tokenizers", "numpy", "pillow", "fonttools", "cairosvg", "scikit-learn")
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 

@@ -31,7 +31,7 @@ MERGED = ("attention.self.query", "attention.self.key", "attention.self.value", 
 
 OWN = AdapterPlan()
 SHORT = replace(OWN, steps=OWN.steps // 2)
-SHORT_TASKS = ("language", "spam", "things", "doings", "word_class")
+SHORT_TASKS = ("language", "spam", "things", "word_class")
 """Tasks of short texts with plain signs of their class, which half of the steps teach."""
 WEAK = replace(OWN, steps=OWN.steps // 8)
 DEFAULT_TASKS = ("film_opinion", "topic", "language", "spam")
@@ -179,14 +179,15 @@ def write_text_pool(
             "seed": seed,
             "adapter": {**asdict(OWN), "targets": list(OWN.targets)},
             "machine": "2 CPU cores",
-            "versions": cards.versions(),
+            "versions": cards.versions(("torch", "transformers", "tokenizers", "peft", "numpy")),
         },
         "phenomena": [],
     }
     cards.write_card(folder, card)
-    accuracies(folder, card)
+    measured = adapters.with_suffix(".json")
+    accuracies(folder, card, measured)
     cards.write_card(folder, card)
-    card["phenomena"] = phenomena(folder, DEFAULT_TASKS)
+    card["phenomena"] = phenomena(folder, DEFAULT_TASKS, measured)
     if bench is not None:
         card["phenomena"] += bench_phenomena(folder, bench)
     cards.write_card(folder, card)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,13 @@ import numpy as np
 import torch
 
 from fwviz.pools.open import open_pool
-from fwviz.runs.assemble import Assembly, assemble, default_fingerprint
+from fwviz.runs.assemble import Assembly, assemble, default_fingerprint, pool_fingerprint
 from fwviz.runs.recipe import Recipe
-from fwviz.types import FwvizError, Split
+from fwviz.types import Split
 
-SCALES = (0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+log = logging.getLogger(__name__)
+
+SCALES = (0.3, 0.5, 0.7, 1.0)
 HELD_OUT: tuple[Split, ...] = ("validation", "test")
 
 
@@ -24,26 +28,50 @@ def _assembly(folder: Path, checkpoints: Sequence[str], tasks: Sequence[str]) ->
     return assemble(Recipe.from_dict(values, card))
 
 
-def accuracies(folder: Path, card: dict[str, Any]) -> None:
-    """Fill in the base's accuracy on every task and every checkpoint's on its own, on validation and test."""
-    names = [entry["id"] for entry in card["checkpoints"]]
-    made = _assembly(folder, names, [task["id"] for task in card["tasks"]])
-    vectors = made.problem.vectors
-    base = {split: made.evaluator.full(vectors.base, split=split) for split in HELD_OUT}
-    for task in card["tasks"]:
-        task["accuracy"]["base"] = {split: round(base[split][task["id"]].accuracy, 4) for split in HELD_OUT}
-    for i, entry in enumerate(card["checkpoints"]):
-        judge = _assembly(folder, [entry["id"]], [entry["task"]])
-        theta = vectors.base + vectors.vector(i)
-        scores = {split: judge.evaluator.full(theta, split=split)[entry["task"]] for split in HELD_OUT}
-        entry["accuracy"] = {split: round(score.accuracy, 4) for split, score in scores.items()}
+def accuracies(folder: Path, card: dict[str, Any], cache: Path) -> None:
+    """Fill in the base's accuracy on every task and every checkpoint's on its own, on validation and test.
+
+    ``cache`` is a JSON file of what was measured before, by the hashes of weights and data.
+    """
+    tasks = {task["id"]: task for task in card["tasks"]}
+
+    def measured(checkpoint: dict[str, Any], task: dict[str, Any], share: float) -> dict[str, float]:
+        weights = checkpoint["sha256"] if share else card["base"]["sha256"]
+        key = ":".join([weights, *(task["splits"][split]["sha256"] for split in HELD_OUT)])
+
+        def measure() -> dict[str, float]:
+            made = _assembly(folder, [checkpoint["id"]], [task["id"]])
+            theta = made.problem.vectors.base + share * made.problem.vectors.vector(0)
+            scores = {split: made.evaluator.full(theta, split=split)[task["id"]] for split in HELD_OUT}
+            found = {split: round(score.accuracy, 4) for split, score in scores.items()}
+            log.info("%s on %s: %s", checkpoint["id"] if share else "base", task["id"], found)
+            return found
+
+        return dict(_remembered(cache, key, measure))
+
+    for entry in card["checkpoints"]:
+        task = tasks[entry["task"]]
+        entry["accuracy"] = measured(entry, task, 1.0)
         if entry["kind"] == "own":
-            task = next(task for task in card["tasks"] if task["id"] == entry["task"])
-            task["accuracy"]["individual"] = dict(entry["accuracy"])
+            task["accuracy"] = {"base": measured(entry, task, 0.0), "individual": dict(entry["accuracy"])}
 
 
-def phenomena(folder: Path, tasks: Sequence[str]) -> list[dict[str, Any]]:
-    """Whether the pool shows what the papers report, with the numbers that say so."""
+def phenomena(folder: Path, tasks: Sequence[str], cache: Path) -> list[dict[str, Any]]:
+    """Whether the pool shows what the papers report, with the numbers that say so; ``cache`` as for accuracies."""
+    key = f"phenomena:{pool_fingerprint(open_pool(str(folder)).card)}"
+    found: list[dict[str, Any]] = _remembered(cache, key, lambda: _phenomena(folder, tasks))
+    return found
+
+
+def _remembered(cache: Path, key: str, measure: Callable[[], Any]) -> Any:
+    known = json.loads(cache.read_text()) if cache.is_file() else {}
+    if key not in known:
+        known[key] = measure()
+        cache.write_text(json.dumps(known))
+    return known[key]
+
+
+def _phenomena(folder: Path, tasks: Sequence[str]) -> list[dict[str, Any]]:
     card = open_pool(str(folder)).card
     order = [*tasks, *(c.id for c in card.checkpoints if c.id not in tasks)]
     made = _assembly(folder, order, tasks)
@@ -100,55 +128,42 @@ def phenomena(folder: Path, tasks: Sequence[str]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def bench_phenomena(folder: Path, csv: Path) -> list[dict[str, Any]]:
-    """What ``fwviz bench language`` found on the pool in ``folder``, as entries of its card; differences in points.
+HARD = ("FW-hard, layer-wise", 100)
+# A claim, where it stands, the rows (label, samples per task) it compares, and the points it is seen, or partly, from.
+CLAIMS: tuple[tuple[str, str, tuple[str, int], tuple[str, int], float, float], ...] = (
+    ("Layer-wise FW-hard from task arithmetic is above task arithmetic (paper: by 4.6 points)", "FW-Merging, table 1",
+     HARD, ("task arithmetic", 100), 2.0, 0.5),
+    ("Task arithmetic is above TIES on language (paper: by 16.5 points)", "FW-Merging, table 1",
+     ("task arithmetic", 100), ("TIES", 100), 2.0, 0.5),
+    ("FW-hard is above TIES (paper: by 21.1 points)", "FW-Merging, table 1", HARD, ("TIES", 100), 2.0, 0.5),
+    ("FW-hard is above AdaMerging (paper: by 5.9 points)", "FW-Merging, table 4", HARD, ("AdaMerging", 100), 2.0, 0.5),
+    ("Choosing per layer is better than for the whole model (paper: by 7.2 points)", "FW-Merging, table 5",
+     HARD, ("FW-hard, model-wise", 100), 2.0, 0.5),
+    ("FW-hard needs few samples: 25 per task do what 100 do", "FW-Merging, supplement, figure 1",
+     ("FW-hard, layer-wise", 25), HARD, -1.5, -3.0),
+)  # fmt: skip
 
-    Raises:
-        FwvizError: the table is of another pool, or lacks a row.
-    """
+
+def bench_phenomena(folder: Path, csv: Path) -> list[dict[str, Any]]:
+    """What ``fwviz bench language`` found on the pool in ``folder``: an entry of its card per claim it has rows for."""
     import pandas as pd
 
     rows = pd.read_csv(csv)
     rows = rows[rows["pool"] == default_fingerprint(open_pool(str(folder)).card)]
-    scores = rows.groupby(["variant", "samples"])["normalised"].mean().mul(100)
+    scores = rows.groupby(["variant", "samples"])["normalised"].mean().mul(100).to_dict()
+    steps = rows.groupby(["variant", "samples"])["steps"].max().to_dict()
 
-    def score(label: str, samples: int = 100) -> float:
-        if (label, samples) not in scores.index:
-            raise FwvizError(
-                f"{csv} has no row {label!r} of {samples} samples for this pool: run fwviz bench language."
-            )
-        return float(scores[label, samples])
+    def said(row: tuple[str, int]) -> str:
+        taken = f", {steps[row]} steps" if steps[row] else ""
+        return f"{row[0]} {scores[row]:.1f} ({row[1]} samples per task{taken})"
 
-    hard, wise = "FW-hard, layer-wise", "FW-hard, model-wise"
-    arithmetic, ties, ada = score("task arithmetic"), score("TIES"), score("AdaMerging")
-    searched = score("task arithmetic, scale searched")
-    curve = [(int(n), float(value)) for n, value in scores[hard].sort_index().items()]
-    best = score(hard)
-    said = "normalised score, 8 checkpoints on 4 tasks, 100 samples per task"
     return [
         _entry(
-            "Layer-wise FW-hard from task arithmetic is above task arithmetic (paper: by 4.6 points)",
-            "FW-Merging, table 1", best - arithmetic, 2.0, 0.5,
-            f"{said}: {best:.1f} against {arithmetic:.1f} at scale 0.3 and {searched:.1f} at the scale that fits best",
-        ),
-        _entry(
-            "Task arithmetic is above TIES on language (paper: by 16.5 points)", "FW-Merging, table 1",
-            arithmetic - ties, 2.0, 0.5, f"{said}: {arithmetic:.1f} against {ties:.1f}, both with their default scales",
-        ),
-        _entry(
-            "FW-hard is above AdaMerging (paper: by 5.9 points)", "FW-Merging, table 4",
-            best - ada, 2.0, 0.5, f"{said}: {best:.1f} against {ada:.1f}",
-        ),
-        _entry(
-            "Choosing per layer is better than for the whole model (paper: by 7.2 points)", "FW-Merging, table 5",
-            best - score(wise), 2.0, 0.5, f"{said}: {best:.1f} against {score(wise):.1f}",
-        ),
-        _entry(
-            "FW-hard needs few samples: 25 per task do what 100 do", "FW-Merging, supplement, figure 1",
-            score(hard, 25) - best, -1.5, -3.0,
-            "normalised score of layer-wise FW-hard by samples per task: "
-            + ", ".join(f"{n}: {value:.1f}" for n, value in curve),
-        ),
+            claim, paper, scores[first] - scores[second], seen, partly,
+            f"normalised score in %, default checkpoints on default tasks: {said(first)}, {said(second)}",
+        )
+        for claim, paper, first, second, seen, partly in CLAIMS
+        if first in scores and second in scores
     ]  # fmt: skip
 
 

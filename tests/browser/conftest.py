@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 FLAGS = (
@@ -88,14 +89,26 @@ def recording(tiny_pool_path: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
-def server(tiny_pool_path: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def baseless(tiny_text_pool_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pool whose base is on the Hub and not on this machine."""
+    root = shutil.copytree(tiny_text_pool_path, tmp_path_factory.mktemp("baseless") / "baseless")
+    card = yaml.safe_load((root / "pool.yaml").read_text(encoding="utf-8"))
+    card["base"]["hub"] = "someone/not-here"
+    (root / "pool.yaml").write_text(yaml.safe_dump(card | {"id": "baseless"}, sort_keys=False), encoding="utf-8")
+    return Path(root)
+
+
+@pytest.fixture(scope="session")
+def server(
+    tiny_pool_path: Path, baseless: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """The address of ``python app.py``, started as a person would start it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     folder = tmp_path_factory.mktemp("server")
     environment = os.environ | {
-        "FWVIZ_POOLS": str(tiny_pool_path.parent),
+        "FWVIZ_POOLS": os.pathsep.join([str(tiny_pool_path.parent), str(baseless)]),
         "FWVIZ_TRACES": str(recording),
         "FWVIZ_RUNS": str(folder / "runs"),
         "GRADIO_SERVER_PORT": str(port),
@@ -131,6 +144,8 @@ def server(tiny_pool_path: Path, recording: Path, tmp_path_factory: pytest.TempP
 
 class Watched:
     """A page with everything that must not happen written down: errors, and requests to other hosts."""
+
+    patience = 1000 * PATIENCE  # ms
 
     def __init__(self, page: Any, address: str) -> None:
         self.page = page
