@@ -43,7 +43,7 @@ def accuracies(folder: Path, card: dict[str, Any], cache: Path) -> None:
             made = _assembly(folder, [checkpoint["id"]], [task["id"]])
             theta = made.problem.vectors.base + share * made.problem.vectors.vector(0)
             scores = {split: made.evaluator.full(theta, split=split)[task["id"]] for split in HELD_OUT}
-            found = {split: round(score.accuracy, 4) for split, score in scores.items()}
+            found: dict[str, float] = {split: round(score.accuracy, 4) for split, score in scores.items()}
             log.info("%s on %s: %s", checkpoint["id"] if share else "base", task["id"], found)
             return found
 
