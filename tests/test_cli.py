@@ -47,6 +47,9 @@ def test_merge_prints_a_line_per_frame_and_stores_the_run(run: Run, tiny_pool_pa
         assert any(line.split()[:1] == [str(frame.t)] for line in lines)
     mean = 100 * sum(score.accuracy for score in trace.final["test"].values()) / 2
     assert any(line.startswith("mean") and line.endswith(f"{mean:.1f}") for line in lines)
+    table = trace.results("test")
+    share = 100 * (table["merged"] / table["individual"]).mean()
+    assert f"normalised: {share:.1f} % of the tasks' own checkpoints in the mean" in lines
     assert (tmp_path / "merged" / "model.safetensors").is_file()
     assert run_id in out
 

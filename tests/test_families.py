@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +122,23 @@ def test_sequence_classifier(kind: str, form: str, tmp_path: Path) -> None:
         table = pq.read_table(root / "tasks" / task / "test.parquet").to_pydict()
         pairs = table.get("text_pair", [None] * len(table["text"]))
         inputs = tiny_classifier_pool.encode(pool.base_dir, list(zip(table["text"], pairs, strict=True)))
+        models = [model]
+        if form == "lora":
+            adapter = tmp_path / "adapter"
+            models.append(adapted(merge(root, adapter, "adapter") if not adapter.exists() else adapter, task, classes))
         with torch.no_grad():
-            torch.testing.assert_close(model(**inputs).logits, head.logits(own_features(pool, task)), **CLOSE)
+            for model in models:
+                torch.testing.assert_close(model(**inputs).logits, head.logits(own_features(pool, task)), **CLOSE)
+
+
+def adapted(folder: Path, task: str, classes: Sequence[str]) -> Any:
+    """By the lines of the export's own README, for one task."""
+    text = (folder / "README.md").read_text().split("```python")[1].split("```")[0]
+    own = re.sub(r"heads/\w+\.", f"heads/{task}.", text.replace("path/to/this/folder", str(folder)))
+    own = own.replace('from_pretrained("base"', f'from_pretrained("{folder.parent / "pool/base"}"')
+    names: dict[str, Any] = {}
+    exec(re.sub(r"num_labels=\d", f"num_labels={max(len(classes), 1)}", own), names)
+    return names["model"].eval()
 
 
 # --- words --------------------------------------------------------------------------------------

@@ -34,6 +34,9 @@ _FACTS = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
     "hidden_act", "rms_norm_eps", "max_position_embeddings",
 )  # fmt: skip
+# The output layer, and the embeddings it may be tied to.
+_OUTPUT = "lm_head.weight"
+_TABLES = ("shared.weight", "transformer.wte.weight", "wte.weight", "model.embed_tokens.weight")
 _LARGEST = 1 << 24  # of any size a configuration names
 _MOST_LAYERS = 1 << 10
 _TAIL = 64  # characters of a prompt that can change how an answer behind it is cut into tokens
@@ -298,10 +301,23 @@ def read_words_facts(folder: Path) -> Mapping[str, object]:
 
 
 def open_words_checkpoint(folder: Path, layout: ParamLayout) -> CheckpointFile:
-    """A checkpoint of a language model; the whole model's prefix may be in its names or the base's only."""
+    """A checkpoint of a language model; the whole model's prefix may be in its names or the base's only.
+
+    Raises:
+        FwvizError: it is damaged, of another model, or trained an output layer that the base has not.
+    """
     files = ModelFiles(folder)
     names = set(files.tensors)
-    files.close()
+    try:
+        if _OUTPUT in names and _OUTPUT not in layout.names and _OUTPUT not in layout.excluded:
+            table = next((name for name in _TABLES if name in names), None)
+            if table is not None and not torch.equal(files.read(_OUTPUT), files.read(table)):
+                raise FwvizError(
+                    f"{files.path} has an output layer of its own, which the base ties to its embeddings: it is a "
+                    f"checkpoint of another base."
+                )
+    finally:
+        files.close()
     # Decided by a name both must have, of the first block.
     probe = next((name for name in layout.names if ".0." in name or name.startswith("h.0.")), layout.names[0])
     for prefix in ("transformer.", "model."):

@@ -117,11 +117,21 @@ def _line(facts: Sequence[str], tasks: Iterable[str], chosen: str) -> str:
 
 
 def _print_results(trace: Trace) -> None:
+    """Test scores by task beside those of the base and the task's own checkpoint, and what the run cost."""
+    from fwviz.pools.open import pool_card
+    from fwviz.tasks.metrics import normalised
+
     table = trace.results("test")
     rows = [(r.task, percent(r.base), percent(r.individual), percent(r.merged)) for r in table.itertuples()]
     means = [percent(table[name].mean()) for name in ("base", "individual", "merged")]
-    print("\ntest accuracy in %")
+    card = pool_card(trace.recipe.pool)
+    others = [f"{task}: {card.task(task).metric}" for task in trace.tasks if card.task(task).metric != "accuracy"]
+    print("\ntest accuracy in %" + (f" ({', '.join(others)})" if others else ""))
     print_table(("task", "base", "individual", "merged"), [*rows, ("mean", *means)])
+    known = table[(table["individual"] > 0) & table["merged"].notna()].set_index("task")
+    if len(known):
+        share = normalised(known["merged"].to_dict(), known["individual"].to_dict())
+        print(f"normalised: {percent(share)} % of the tasks' own checkpoints in the mean")
     cost = trace.cost
     print(
         f"{cost.seconds:.1f} s, of these {cost.evaluation_seconds:.1f} s judging; {cost.bytes_read / 1e6:.1f} MB of "

@@ -21,6 +21,7 @@ from fwviz.types import FwvizError
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
+_CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")
 _FACTOR = re.compile(r"(?P<module>.+)\.(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B|ia3_l)(?:\.weight)?")
 # Initialisations after which the base's own weights are no longer those the adapter was trained beside.
 _MOVE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -332,7 +333,8 @@ def write_lora(
     most = max(ranks.values())
     config = {
         "peft_type": "LORA",
-        "task_type": like[0].config.task_type,
+        # Of a classifier's adapter PEFT wants the classifier in the file, which belongs to one task and is not merged.
+        "task_type": None if like[0].config.task_type in _CLASSIFIERS else like[0].config.task_type,
         "base_model_name_or_path": base_name,
         "r": most,
         "lora_alpha": most,

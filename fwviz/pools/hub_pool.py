@@ -90,7 +90,7 @@ def _base(card: HubCard) -> dict[str, Any]:
     files = ModelFiles(folder)
     count = sum(math.prod(info.shape) for info in files.tensors.values())
     files.close()
-    place |= {"sha256": _sha256(folder / weights_name(folder)), "parameters": count, "licence": "see the Hub"}
+    place |= {"sha256": _sha256(folder / weights_name(folder)), "parameters": count, "licence": "other"}
     family = FAMILIES[card.family]
     if family.inputs == "images":
         return place | {"image_size": read_vision_shape(folder / "config.json").image_size}

@@ -20,7 +20,7 @@ from fwviz.pools.adapters import write_lora
 from fwviz.registry import entry
 from fwviz.runs.assemble import Assembly, assemble
 from fwviz.runs.extension import Kept
-from fwviz.runs.merged import save_parts
+from fwviz.runs.merged import save_classifiers, save_parts
 from fwviz.runs.recipe import Recipe
 from fwviz.runs.runner import execute
 from fwviz.runs.trace import Trace
@@ -79,6 +79,7 @@ def export_weights(
     error = 0.0
     if chosen == "adapter":
         error = write_adapter(trace, index, assembly, theta, extension, partial, rank)
+        save_classifiers(partial, assembly.pool.heads(trace.tasks))
     else:
         _write_model(assembly, theta, partial, chosen)
         _write_parts(assembly, trace.tasks, extension, partial)
@@ -231,22 +232,20 @@ def model_card(
     lines += [f"Merged with fwviz {trace.versions.get('fwviz', '')}, iteration t = {frame.t}".rstrip() + "."]
     lines += [f"Checkpoints: {', '.join(trace.checkpoints)}. Merged for: {', '.join(trace.tasks)}.", ""]
     lines += [*_accuracy_lines(trace, index), "## Make it again", "", "```", trace.recipe.cli_line(), "```", ""]
-    lines += ["## Load it", "", "```python", f"from {library} import {loader}", ""]
+    lines += ["## Load it", "", "```python", f"from {library} import {loader}"]
+    lines += [f"from transformers import {whole}"] if format == "adapter" else []
+    lines += ["from safetensors.torch import load_file"] if heads == "own" else []
+    first, place = ("base", assembly.pool.base_name) if format == "adapter" else ("model", "path/to/this/folder")
+    lines += ["", f'{first} = {whole if format == "adapter" else loader}.from_pretrained("{place}"{outputs})']
+    if heads == "own":  # before an adapter goes around it
+        file = f"path/to/this/folder/heads/{trace.tasks[0]}.safetensors"
+        lines += [f'{first}.load_state_dict(load_file("{file}"), strict=False)']
+    lines += [f'model = {loader}.from_pretrained(base, "path/to/this/folder")'] if format == "adapter" else []
+    lines += ["```", ""]
     if format == "adapter":
-        lines += [
-            f"from transformers import {whole}",
-            "",
-            f'base = {whole}.from_pretrained("{assembly.pool.base_name}"{outputs})',
-        ]
-        lines += [f'model = {loader}.from_pretrained(base, "path/to/this/folder")', "```", ""]
         lines += [f"The adapter misses {100 * error:.2f} % of the merged update (its norm).", ""]
-    else:
-        lines += [f'model = {loader}.from_pretrained("path/to/this/folder"{outputs})', "```", ""]
     if heads == "own":
-        lines += ["Every task keeps the classifier of its own checkpoint; the model takes it up by", "", "```python"]
-        lines += ["from safetensors.torch import load_file", ""]
-        lines += [f'model.load_state_dict(load_file("path/to/heads/{trace.tasks[0]}.safetensors"), strict=False)']
-        lines += ["```", ""]
+        lines += ["Every task keeps the classifier of its own checkpoint, in `heads/`.", ""]
     if extension is not None:
         lines += ["This is the backbone alone. The scores are those of backbone, router and experts together:", ""]
         lines += ["```python", "from fwviz.runs.merged import load_merged", ""]

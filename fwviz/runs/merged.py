@@ -76,11 +76,7 @@ def save_parts(
     embedded = {task: head.contiguous() for task, head in heads.items() if isinstance(head, Tensor)}
     if embedded:
         save_file(embedded, folder / HEADS_FILE)
-    for task, head in heads.items():
-        if isinstance(head, Classifier):
-            (folder / HEADS_FOLDER).mkdir(exist_ok=True)
-            parts = {name: tensor.contiguous() for name, tensor in head.tensors().items()}
-            save_file(parts, folder / HEADS_FOLDER / f"{task}.safetensors")
+    save_classifiers(folder, heads)
     facts = {
         "format": FORMAT,
         "family": card.family,
@@ -91,6 +87,17 @@ def save_parts(
     (folder / FACTS_FILE).write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
     if extension is not None:
         save_extension(folder, extension)
+
+
+def save_classifiers(folder: Path, heads: Mapping[str, Tensor | Classifier]) -> None:
+    """Write the classifiers among some heads as ``heads/<task>.safetensors``, named as in their checkpoints."""
+    from safetensors.torch import save_file
+
+    for task, head in heads.items():
+        if isinstance(head, Classifier):
+            (folder / HEADS_FOLDER).mkdir(exist_ok=True)
+            parts = {name: tensor.contiguous() for name, tensor in head.tensors().items()}
+            save_file(parts, folder / HEADS_FOLDER / f"{task}.safetensors")
 
 
 def load_merged(folder: Path | str, device: torch.device | str = "cpu") -> MergedModel:

@@ -288,6 +288,18 @@ def test_a_base_in_shards_is_one_base(causal: Path, tmp_path: Path) -> None:
     assert not (out / "model.safetensors.index.json").exists()
 
 
+def test_a_checkpoint_with_an_output_layer_the_base_lacks_is_refused(causal: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(causal, tmp_path / "gpt2"))
+    file = copy / "checkpoints/mood/model.safetensors"
+    tensors = load_file(file)
+    equal = tensors | {"lm_head.weight": tensors["transformer.wte.weight"].clone()}
+    save_file(equal, file, metadata={"format": "pt"})
+    assert assembled(changed(copy, tmp_path / "equal")).problem.vectors.n == 3
+    save_file(equal | {"lm_head.weight": 2 * equal["lm_head.weight"]}, file, metadata={"format": "pt"})
+    with pytest.raises(FwvizError, match="an output layer of its own"):
+        assembled(changed(copy, tmp_path / "other"))
+
+
 # --- tokens -------------------------------------------------------------------------------------
 
 

@@ -199,7 +199,7 @@ def test_classifiers_from_the_hub_to_a_merge(hub: Hub, tmp_path: Path, capsys: p
             for task in CLASSES
         ],
     )  # fmt: skip
-    end_to_end(card, tmp_path / "out", capsys)
+    assert "test accuracy in % (degree: pearson_spearman)" in end_to_end(card, tmp_path / "out", capsys)
     opened = open_pool(card)
     assert opened.card.task("pair").classes == CLASSES["pair"]
     assert opened.card.task("degree").classes == ()
