@@ -22,7 +22,8 @@ class Hub:
     """Repositories by "models/<id>" or "datasets/<id>" → folder, and what goes wrong.
 
     ``status`` answers every question about a repository with that code; ``cut`` ends the first ``cut[name]`` downloads
-    of a file of that name in the middle. ``asked`` records (method, path, range) of every request.
+    of a file of that name in the middle. ``asked`` records (method, path, range) of every request, ``tokens`` every
+    token that was sent along.
     """
 
     repositories: dict[str, Path] = field(default_factory=dict)
@@ -31,6 +32,7 @@ class Hub:
     gated: set[str] = field(default_factory=set)
     cut: dict[str, int] = field(default_factory=dict)
     asked: list[tuple[str, str, str]] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
     url: str = ""
 
     def downloads(self, name: str) -> list[str]:
@@ -57,6 +59,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def _answer(self) -> None:
             path = unquote(urlsplit(self.path).path)
+            hub.tokens += [token] if (token := self.headers.get("Authorization", "")) else []
             hub.asked.append((self.command, path, self.headers.get("Range", "")))
             api = re.fullmatch(r"/api/(models|datasets)/(.+?)(?:/(revision|tree)/[^/]+)?/?", path)
             file = re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)", path)

@@ -17,7 +17,7 @@ from fwviz.runs.merged import load_merged
 from fwviz.runs.store import RunStore
 from fwviz.tasks.data import load_split
 from fwviz.types import SPLITS
-from tests.own_corpus import BAD_TABLES, BAD_ZIPS, shapes_zip, texts_csv
+from tests.own_corpus import BAD_TABLES, BAD_ZIPS, segments_zip, shapes_zip, texts_csv
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -195,6 +195,16 @@ def test_a_checkpoint_that_does_not_fit_says_why(run: Run, tiny_pool_path: Path,
     assert code == 1
     assert "is a pickle, which can run code" in err
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_a_display_no_pool_has_is_read_better_after_the_merge(run: Run, tmp_path: Path) -> None:
+    """Seven-segment digits and the shipped pool: the merge beats the base and every checkpoint alone."""
+    code, out, err = run("own", segments_zip(tmp_path / "segments.zip"), "--pool", "vision")
+    assert code == 0, err
+    before, best, after = map(float, re.search(r"^segments +(\S+) +(\S+) +(\S+)$", out, re.M).groups())  # type: ignore[union-attr]
+    print(f"base {before}, best checkpoint {best}, merged {after}")
+    assert after > max(before, best) + 3
 
 
 @pytest.mark.parametrize("name", BAD_ZIPS)

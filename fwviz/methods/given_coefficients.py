@@ -39,11 +39,12 @@ def given_coefficients(problem: Problem, settings: Settings) -> Iterator[Step]:
     coefficients = settings.scale * given.tensor()
     sums = coefficients.sum(dim=1)
     origin = f"{coefficients.numel()} coefficients by hand" if problem.given else "no coefficients given: the average"
+    total = f"{origin}, {torch.mean(sums):.3g} in sum over the checkpoints on average"
     yield Step(
         t=0,
         granularity=given.granularity,
         coefficients=coefficients,
         in_hull=bool((coefficients >= 0).all() and (sums <= 1.0 + 1e-6).all()),
         status="converged",
-        note=f"{origin}, {torch.mean(sums):.3g} in sum over the checkpoints on average",
+        note=total if bool(coefficients.any()) else "the base itself: all coefficients are 0",
     )

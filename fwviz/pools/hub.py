@@ -253,9 +253,14 @@ def _local_report(hub: str, kind: Kind) -> RepoReport:
     )
 
 
-def _report(hub: str, kind: Kind) -> RepoReport:
+def look(hub: str, kind: Kind = "model", *, anonymous: bool = False) -> RepoReport:
+    """What one repository would take; with ``anonymous`` as anybody may see it, whatever token this machine has."""
+    return _report(hub, kind, anonymous)
+
+
+def _report(hub: str, kind: Kind, anonymous: bool = False) -> RepoReport:
     try:
-        info = _info(hub, kind)
+        info = _info(hub, kind, anonymous)
     except _Refused as refused:
         local = _local_report(hub, kind)
         return local if local.state == "here" else RepoReport(hub, kind, "refused", None, None, "", str(refused))
@@ -276,9 +281,10 @@ def _report(hub: str, kind: Kind) -> RepoReport:
 # --- loading ------------------------------------------------------------------------------------
 
 
-def fetch(hub: str, kind: Kind = "model") -> Path:
+def fetch(hub: str, kind: Kind = "model", *, anonymous: bool = False) -> Path:
     """Download what a merge needs of a repository into the Hub's cache and return its folder.
 
+    With ``anonymous`` as anybody may, whatever token this machine has.
     Files that are there are kept; an interrupted file is taken up again. One sentence for every way it can fail.
     """
     from huggingface_hub import snapshot_download
@@ -287,7 +293,13 @@ def fetch(hub: str, kind: Kind = "model") -> Path:
     with _asking(hub), _quiet():
         return Path(
             snapshot_download(
-                hub, repo_type=kind, allow_patterns=patterns, cache_dir=hub_cache(), endpoint=_endpoint(), max_workers=2
+                hub,
+                repo_type=kind,
+                allow_patterns=patterns,
+                cache_dir=hub_cache(),
+                endpoint=_endpoint(),
+                max_workers=2,
+                token=False if anonymous else None,
             )
         )
 
@@ -346,11 +358,13 @@ def _meaning(status: int) -> str:
     return known.get(status, f"the Hub answered {status}; try again later")
 
 
-def _info(hub: str, kind: Kind) -> Any:
+def _info(hub: str, kind: Kind, anonymous: bool) -> Any:
     from huggingface_hub import HfApi
 
     with _asking(hub), _quiet():
-        return HfApi(endpoint=_endpoint()).repo_info(hub, repo_type=kind, files_metadata=True, timeout=20)
+        return HfApi(endpoint=_endpoint(), token=False if anonymous else None).repo_info(
+            hub, repo_type=kind, files_metadata=True, timeout=20
+        )
 
 
 def _endpoint() -> str | None:

@@ -41,6 +41,7 @@ class Wish:
 class OwnPool:
     """A pool that was made: its folder, what was found in the examples, and how good each checkpoint is alone.
 
+    ``labels`` are the classes as the examples call them, in the order of the task's classes.
     ``scores`` maps "base" and every checkpoint → split → score on the task; ``best`` is the checkpoint that is best on
     the examples that are not test; ``brought`` reports on the checkpoints a person gave.
     """
@@ -49,6 +50,7 @@ class OwnPool:
     card: PoolCard
     task: TaskCard | None
     said: str = ""
+    labels: tuple[str, ...] = ()
     best: str = ""
     scores: dict[str, dict[Split, Score]] = field(default_factory=dict)
     brought: tuple[Brought, ...] = ()
@@ -94,9 +96,10 @@ def own_pool(
         raise FwvizError(f"{len(checkpoints)} checkpoints were given, but {MAX_CHECKPOINTS} are the most: take fewer.")
     with _staged(root) as stage:
         start = _start(parent, stage)
-        task = said = None
+        task, said = None, ""
+        labels: tuple[str, ...] = ()
         if examples is not None:
-            task, said = _add_task(examples, start, stage, wish or Wish())
+            task, said, labels = _add_task(examples, start, stage, wish or Wish())
         brought: list[Brought] = []
         for name, source in checkpoints:
             taken = [*(c.id for c in start.card.checkpoints), *(b.card.id for b in brought if b.card is not None)]
@@ -116,7 +119,7 @@ def own_pool(
             task = replace(task, accuracy={row: _known(found) for row, found in rows.items()})
             card = start.write(stage, (task,), added, {"best_checkpoint": {task.id: best}})
     close_pools(root)
-    return OwnPool(root, pool_card(root), task, said or "", best, scores, tuple(brought))
+    return OwnPool(root, pool_card(root), task, said, labels, best, scores, tuple(brought))
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ def _start(parent: str, stage: Path) -> _Start:
     return _Start(parent, card, True)
 
 
-def _add_task(path: Path, start: _Start, stage: Path, wish: Wish) -> tuple[TaskCard, str]:
+def _add_task(path: Path, start: _Start, stage: Path, wish: Wish) -> tuple[TaskCard, str, tuple[str, ...]]:
     """Read and split the examples and write them; the task's card lacks only its accuracies."""
     card = start.card
     if FAMILIES[card.family].heads != "texts":
@@ -193,7 +196,7 @@ def _add_task(path: Path, start: _Start, stage: Path, wish: Wish) -> tuple[TaskC
         licence="not said",
         tags=("own",),
     )
-    return task, examples.sentence(splits)
+    return task, examples.sentence(splits), examples.classes
 
 
 def _judge(card: PoolCard, task: str, told: Callable[[int, int], None]) -> dict[str, dict[Split, Score]]:
