@@ -18,6 +18,7 @@
     let later = null;
     const root = element.querySelector(".fw-form");
     const parts = {};
+    const own = fwviz.makeOwn((data) => trigger("own", { ...data, pool: value.pool.id }));
     fwviz.recipe = () => JSON.stringify(recipe);
 
     function edited(what) {
@@ -290,13 +291,15 @@
       const next = fwviz.parse(props.value, null);
       if (!next || next.v <= value.v) return;
       value = { ...value, ...next };
+      if (next.own) own.take(next.own);
       if (next.recipe) recipe = next.recipe;
       if (next.query !== undefined) fwviz.setRecipeQuery(next.query);
       if (!value.pool || !recipe) return;
       if (drawn !== value.pool.id) {
         drawn = value.pool.id;
-        root.replaceChildren(drawPool(), drawTasks(), drawCheckpoints(), drawMethod());
+        root.replaceChildren(drawPool(), own.node, drawTasks(), drawCheckpoints(), drawMethod());
         drawSettings();
+        own.fit(value.pool);
       } else if (next.recipe) drawSettings();
       fill();
       root.classList.remove("loading");

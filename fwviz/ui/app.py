@@ -15,7 +15,7 @@ import gradio as gr
 
 from fwviz.runs.store import RunStore
 from fwviz.types import FwvizError
-from fwviz.ui import exports, state, web
+from fwviz.ui import exports, state, uploads, web
 from fwviz.ui.desk import Desk
 from fwviz.ui.hardware import runner
 from fwviz.ui.jobs import JobBoard
@@ -52,7 +52,9 @@ _BOOT = """() => {
   let runs = [];
   try { runs = JSON.parse(localStorage.getItem("fwviz.runs") || "[]"); } catch { /* no storage: no memory */ }
   const query = Object.fromEntries(new URLSearchParams(location.search));
-  return [JSON.stringify({query, width: window.innerWidth, runs})];
+  let own = "";
+  try { own = sessionStorage.getItem("fwviz.own") || ""; } catch { /* no storage: a reload forgets what was brought */ }
+  return [JSON.stringify({query, width: window.innerWidth, runs, own})];
 }"""
 
 
@@ -162,13 +164,29 @@ def _wire(
         async for messages in _checked(desk, session, event._data):
             yield spread(messages)
 
+    async def bring(event: gr.EventData, request: gr.Request) -> AsyncIterator[dict[Any, Any]]:
+        session = desk.sessions.get(request.session_hash)
+        made = desk.bring(session, _owner(request), event._data)
+        try:
+            while messages := await anyio.to_thread.run_sync(_guarded, desk, session, lambda: next(made, {})):
+                yield spread(messages)
+        finally:
+            await anyio.to_thread.run_sync(made.close)
+        async for messages in _follow(desk, session, dict):
+            yield spread(messages)
+
+    def leave(request: gr.Request) -> None:
+        desk.shelf.leave(str(request.session_hash))
+
     streams: dict[str, Any] = {"concurrency_limit": None, "trigger_mode": "multiple", **quiet}
     # Gradio's own mode, "once", drops what is chosen while an earlier choice is still being answered.
     latest: dict[str, Any] = {"trigger_mode": "always_last", **quiet}
     opened = {"outputs": [*outputs, tabs], "api_name": "open", "api_visibility": "undocumented"}
     demo.load(open_page, boot, **(streams | opened), js=_BOOT)
     parts["form"].edit(rank, None, **latest)
-    parts["form"].pool(once(lambda d, s, o, e: d.forms.choose_pool(e)), None, **quiet)
+    parts["form"].pool(once(lambda d, s, o, e: d.forms.choose_pool(s, e)), None, **quiet)
+    parts["form"].own(bring, None, **streams)
+    demo.unload(leave)
     parts["runbar"].run(
         then_follow(lambda d, s, o, e: d.start(s, o, state.parse_event(e), paused=False)), None, **streams
     )
@@ -294,15 +312,17 @@ def launch() -> None:
         demo.launch(**launch_settings(desk))
     finally:
         desk.board.close()
+        desk.shelf.close()
 
 
 def launch_settings(desk: Desk) -> dict[str, Any]:
     """What ``Blocks.launch`` is given: nothing leaves this machine, nothing but our own files is served."""
     downloads = exports.routes(web.PREFIX, desk.library)
+    brought = uploads.routes(web.PREFIX, desk.shelf)
     return {
         "theme": make_theme(),
         "head": web.head(),
-        "app_kwargs": {"routes": [*downloads, *web.routes()], "docs_url": None, "redoc_url": None},
+        "app_kwargs": {"routes": [*downloads, *brought, *web.routes()], "docs_url": None, "redoc_url": None},
         "ssr_mode": False,
         "strict_cors": True,
         "max_file_size": "1mb",

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import time
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from fwviz.pools.open import first_pool, pool_ids
-from fwviz.runs.recipe import Recipe
-from fwviz.types import FwvizError
+from fwviz.runs.recipe import GIVEN, Recipe
+from fwviz.types import Coefficients, FwvizError
 from fwviz.ui import state, views
+from fwviz.ui.bringing import Bringing, Told
 from fwviz.ui.by_hand import by_hand
 from fwviz.ui.controls import parse
 from fwviz.ui.forms import Forms, link_of
@@ -20,13 +25,16 @@ from fwviz.ui.measuring import Measurement
 from fwviz.ui.panels.merge import tiles_value
 from fwviz.ui.panels.pins import pins_value
 from fwviz.ui.panels.scrubber import scrubbed
-from fwviz.ui.panels.sidebar import recipe_value, runbar_value
+from fwviz.ui.panels.sidebar import own_value, recipe_value, runbar_value
 from fwviz.ui.pictures import Shown
 from fwviz.ui.sending import Messages, Sending, forget, news
+from fwviz.ui.shelf import PREFIX, Shelf
 from fwviz.ui.state import Opening, Session, View
 from fwviz.ui.tabs import PICTURES, TABS
 
 PROMISE = "promise_reality"
+
+_log = logging.getLogger(__name__)
 
 
 class Desk:
@@ -37,8 +45,10 @@ class Desk:
         self.library = library
         self.sessions = state.Sessions()
         self.measured = Measurements(board)
-        self.forms = Forms(board, library)
-        self.looking = Looking(library, self.measured)
+        self.shelf = Shelf(gone=self._gone)
+        self.bringing = Bringing(self.shelf, board)
+        self.forms = Forms(board, library, self.shelf)
+        self.looking = Looking(library, self.measured, self.shelf)
         self.sending = Sending(library, self.measured, self.looking)
 
     # --- opening a page ---------------------------------------------------------------------------
@@ -46,6 +56,7 @@ class Desk:
     def open(self, session: Session, opening: Opening) -> Messages:
         """Everything a page shows first. What cannot be honoured is said in the run bar."""
         problem = opening.problem
+        session.own = self.shelf.enter(session.id, opening.own)
         session.narrow, session.tab, session.runs = opening.narrow, opening.tab, opening.runs
         session.view, session.index = self.library.first(), opening.index
         session.compare = opening.compare or self.library.recorded()[: state.MAX_COMPARED - 1]
@@ -53,18 +64,19 @@ class Desk:
         session.values = {tab: dict(values) for tab, values in opening.values.items()}
         if opening.job is not None:
             try:
-                self.library.find(opening.job)
+                if not self.looking.may_see(session, self.library.find(opening.job)):
+                    raise FwvizError("it is of somebody's own pool, which only their page can see.")
                 session.view = opening.job
             except FwvizError as error:
                 problem = f"The link's run cannot be shown: {error}"
         messages: Messages = {}
         try:
             recipe = self.forms.first(session, opening)
-            messages["form"] = self.forms.value(recipe, None)
+            messages["form"] = self.forms.value(session, recipe, None)
         except FwvizError as error:
             problem = str(error)
             if pool_ids():
-                messages["form"] = self.forms.value(self.forms.fallback(first_pool()), "")
+                messages["form"] = self.forms.value(session, self.forms.fallback(first_pool()), "")
         # Someone who comes without a link sees the recording move; with reduced motion the page jumps to its end.
         replay = opening.job is None and opening.index is None
         if replay:
@@ -78,7 +90,7 @@ class Desk:
 
     def check(self, session: Session, data: Any) -> tuple[Recipe, Messages]:
         """An edited recipe: its link, or one sentence on what is wrong with it. A new page keeps its link."""
-        recipe = self.forms.parse(data)
+        recipe = self.forms.parse(session, data)
         if data.get("what") == "open":
             return recipe, {"form": self.forms.relevance(recipe)}
         runbar = self.sending.runbar(self.looking.job(session))
@@ -88,16 +100,23 @@ class Desk:
 
     def start(self, session: Session, owner: str, data: Any, *, paused: bool) -> Messages:
         """Begin a run and look at it. ``paused`` begins with one iterate and then holds."""
-        recipe = self.forms.parse(data)
-        job = self.board.submit(recipe, owner)
+        recipe = self.forms.parse(session, data)
+        job = self._submit(session, owner, recipe)
         if paused:
             job.control.step()
+        messages = self.show(session, charts=job.state == "queued")
+        return {"form": self.forms.relevance(recipe, recipe.to_url()), **messages}
+
+    def _submit(self, session: Session, owner: str, recipe: Recipe) -> Job:
+        """Queue a run and look at it."""
+        job = self.board.submit(recipe, owner)
+        if recipe.pool.startswith(PREFIX):
+            self.shelf.ran(session.own, job.id)
         view = View("run", job.id)
         self.look_at(session, view)
         session.compare = (view, *session.compare)[: state.MAX_COMPARED]
         session.runs = (job.id, *session.runs)[: state.MAX_RUNS]
-        messages = self.show(session, charts=job.state == "queued")
-        return {"form": self.forms.relevance(recipe, recipe.to_url()), **messages}
+        return job
 
     def step(self, session: Session) -> Messages:
         job = self._live_job(session)
@@ -128,6 +147,46 @@ class Desk:
         if job is None or job.ended:
             raise FwvizError("there is no run under way: press Run to start one.")
         return job
+
+    # --- what visitors bring ------------------------------------------------------------------------
+
+    def bring(self, session: Session, owner: str, data: Any) -> Generator[Messages, None, None]:
+        """Make a pool of what a visitor brings: how far it is, then the pool in the form, its base looked at.
+
+        What is wrong with it is said where it was brought.
+        """
+        try:
+            for told in self.bringing.bring(session.own, self.forms.pools(session), data):
+                yield self._brought(session, owner, told) if "pool" in told else {"form": own_value(told)}
+        except FwvizError as error:
+            text = str(error)
+            yield {"form": own_value({"problem": text[:1].upper() + text[1:]})}
+        except Exception:
+            _log.exception("what a visitor brought could not be made a pool")
+            yield {"form": own_value({"problem": "Something unexpected happened on the server: its log says what."})}
+
+    def _brought(self, session: Session, owner: str, told: Told) -> Messages:
+        """A pool that was made: chosen in the form, and the base alone as the run to look at, which needs no merge."""
+        recipe = self.forms.fallback(told["pool"])
+        messages = {"form": self.forms.value(session, recipe, recipe.to_url(), told)}
+        zeros = Coefficients("model", ((0.0,) * len(recipe.checkpoints),))
+        with contextlib.suppress(FwvizError):  # too many runs under way: the ranking waits for Run
+            self._submit(session, owner, replace(recipe, method=GIVEN, settings={"scale": 1.0}, coefficients=zeros))
+            messages |= self.show(session)
+        return messages
+
+    def _gone(self, pools: Sequence[str], runs: Sequence[str]) -> None:
+        """A visitor has left: what is under way for them ends, and the records of their own pools' runs are deleted."""
+        for job in filter(None, map(self.board.get, runs)):
+            if not job.ended:
+                job.control.stop(at_once=True)
+                self.board.stop(job)
+            deadline = time.monotonic() + 30  # a run that is under way still writes
+            while not job.ended and time.monotonic() < deadline:
+                self.board.wait(job, job.version, 1.0)
+        for name in runs:
+            with contextlib.suppress(FwvizError):
+                self.library.forget(View("run", name))
 
     # --- looking ----------------------------------------------------------------------------------
 
@@ -241,7 +300,8 @@ class Desk:
     def open_view(self, session: Session, data: Any) -> Messages:
         """Look at a run of the history, from its last frame, or its live end."""
         view = state.parse_view(state.parse_event(data).get("id"))
-        self.library.find(view)
+        if not self.looking.may_see(session, self.library.find(view)):
+            raise FwvizError("that run is of somebody's own pool, which only their page can see.")
         self.look_at(session, view)
         return self.show(session)
 

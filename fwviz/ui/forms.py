@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,15 +17,17 @@ from fwviz.ui.jobs import JobBoard
 from fwviz.ui.library import FIRST_METHOD, Library
 from fwviz.ui.panels.sidebar import form_value, relevance_value, runbar_value
 from fwviz.ui.sending import Messages
+from fwviz.ui.shelf import PREFIX, Shelf
 from fwviz.ui.state import Opening, Session
 
 
 class Forms:
     """Recipes of pages, and the rankings of checkpoints by pool and task, which all pages share."""
 
-    def __init__(self, board: JobBoard, library: Library) -> None:
+    def __init__(self, board: JobBoard, library: Library, shelf: Shelf) -> None:
         self.board = board
         self.library = library
+        self.shelf = shelf
         self._rankings: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {}
         self._ranking = threading.Lock()
 
@@ -34,11 +36,15 @@ class Forms:
         if opening.recipe_query:
             query = {"method": FIRST_METHOD, **opening.recipe_query}
             query.setdefault("pool", first_pool())
-            state.parse_id(query["pool"], pool_ids(), "pool")
+            if query["pool"].startswith(PREFIX) and query["pool"] not in self.pools(session):
+                raise FwvizError(
+                    "The link's pool was somebody's own and lasted as long as their page: bring the examples again."
+                )
+            state.parse_id(query["pool"], self.pools(session), "pool")
             return Recipe.from_url(query, open_pool(query["pool"]).card)
         if session.view is not None:
             recipe = self.library.find(session.view).recipe
-            if recipe.pool in pool_ids():
+            if recipe.pool in self.pools(session):
                 return recipe
         return self.fallback(first_pool())
 
@@ -47,15 +53,19 @@ class Forms:
         method = FIRST_METHOD if FIRST_METHOD in entries("methods") else next(iter(entries("methods")))
         return Recipe.from_dict({"pool": name, "method": method}, open_pool(name).card)
 
-    def choose_pool(self, data: Any) -> Messages:
-        """Another pool: its tasks and checkpoints, with the pool's default recipe."""
-        name = state.parse_id(state.parse_event(data).get("pool"), pool_ids(), "pool")
-        recipe = self.fallback(name)
-        return {"form": self.value(recipe, recipe.to_url()), "runbar": runbar_value(None)}
+    def pools(self, session: Session) -> tuple[str, ...]:
+        """What a page may choose: its own pools, then those of this machine."""
+        return (*self.shelf.pools(session.own), *pool_ids())
 
-    def parse(self, data: Any) -> Recipe:
+    def choose_pool(self, session: Session, data: Any) -> Messages:
+        """Another pool: its tasks and checkpoints, with the pool's default recipe."""
+        name = state.parse_id(state.parse_event(data).get("pool"), self.pools(session), "pool")
+        recipe = self.fallback(name)
+        return {"form": self.value(session, recipe, recipe.to_url()), "runbar": runbar_value(None)}
+
+    def parse(self, session: Session, data: Any) -> Recipe:
         """The recipe of an event, checked against its pool."""
-        recipe = state.parse_recipe(state.parse_event(data).get("recipe"), pool_ids())
+        recipe = state.parse_recipe(state.parse_event(data).get("recipe"), self.pools(session))
         recipe.check(open_pool(recipe.pool).card)
         return recipe
 
@@ -85,12 +95,17 @@ class Forms:
         """What is known of the checkpoints' ranks, with the link of a recipe that was edited."""
         return relevance_value(self._known(recipe), query)
 
-    def value(self, recipe: Recipe, query: str | None) -> str:
-        """All that the form is sent."""
+    def value(self, session: Session, recipe: Recipe, query: str | None, own: Mapping[str, Any] | None = None) -> str:
+        """All that the form is sent; ``own`` is what came of something a visitor brought."""
         card = open_pool(recipe.pool).card
-        pools = [(name, _title(name)) for name in pool_ids()]
+        pools = [(name, _title(name)) for name in self.pools(session)]
         return form_value(
-            replace(card, id=recipe.pool), pools=pools, recipe=recipe, relevance=self._known(recipe), query=query
+            replace(card, id=recipe.pool),
+            pools=pools,
+            recipe=recipe,
+            relevance=self._known(recipe),
+            query=query,
+            own={"key": session.own, **(own or {})},
         )
 
     def _known(self, recipe: Recipe) -> dict[str, tuple[str, ...]]:

@@ -16,6 +16,7 @@ from fwviz.ui.jobs import Job
 from fwviz.ui.library import Library
 from fwviz.ui.measured import Measurements
 from fwviz.ui.pictures import Shown
+from fwviz.ui.shelf import PREFIX, Shelf
 from fwviz.ui.state import Session, TabId, View
 from fwviz.ui.tabs import PICTURES, TABS
 
@@ -25,8 +26,9 @@ MAX_ROWS = 5000
 class Looking:
     """Resolves the ids of a session against the library. What is no longer there is left out, not an error."""
 
-    def __init__(self, library: Library, measured: Measurements) -> None:
+    def __init__(self, library: Library, measured: Measurements, shelf: Shelf) -> None:
         self.library = library
+        self.shelf = shelf
         self.measured = measured
 
     def job(self, session: Session) -> Job | None:
@@ -40,13 +42,17 @@ class Looking:
         if session.view is None:
             return None
         shown = self._at(session.view, session.index, session.compare, session.narrow)
-        if shown is None:
+        if shown is None or not self.may_see(session, shown.trace):
             return None
         # A pin outlives the run it was made in; where there is no such checkpoint, nothing is marked.
         checkpoint = session.checkpoint if session.checkpoint in shown.trace.checkpoints else None
         layer = session.layer if session.layer in shown.trace.groups.get("layer", ()) else None
         shown = replace(shown, checkpoint=checkpoint, layer=layer, edits=session.edits)
         return _valued(shown, session.tab, session.values.get(session.tab, {}))
+
+    def may_see(self, session: Session, trace: Trace) -> bool:
+        """Whether a run is of a pool of everybody's, or of the page's own."""
+        return self.shelf.may_see(session.own, trace.recipe.pool)
 
     def rows(self, asked: Any) -> str:
         """The table behind a chart and its command line: JSON {columns, rows, cli}, or {problem}."""
@@ -101,6 +107,7 @@ def _valued(shown: Shown, tab: TabId, raw: Mapping[str, Any]) -> Shown:
 
 def _card(trace: Trace) -> PoolCard | None:
     try:
-        return open_pool(trace.recipe.pool).card if trace.recipe.pool in pool_ids() else None
+        known = trace.recipe.pool.startswith(PREFIX) or trace.recipe.pool in pool_ids()
+        return open_pool(trace.recipe.pool).card if known else None
     except FwvizError:
         return None

@@ -107,6 +107,8 @@ class Sending:
                 trace = self.library.find(view)
             except FwvizError:
                 continue  # forgotten here, still remembered by the browser
+            if not self.looking.may_see(session, trace):
+                continue
             job = self.board.get(view.id) if view.kind == "run" else None
             rows.append(_row(view, trace, job))
         return history_value(rows, opened=session.view, compared=session.compare)

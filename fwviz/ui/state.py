@@ -54,8 +54,9 @@ class Session:
     """Where one page stands. ``index`` None follows the last frame; ``stream`` counts the streams of updates begun.
 
     ``checkpoint`` and ``layer`` are pinned; ``values`` are the controls that a person has moved, by tab and name;
-    ``edits`` the coefficients changed by hand. ``sent`` holds what each part of the page was sent last while a
-    stream is on, so that only differences follow; None while none is.
+    ``edits`` the coefficients changed by hand. ``own`` is the key of what the visitor brought (see fwviz.ui.shelf).
+    ``sent`` holds what each part of the page was sent last while a stream is on, so that only differences follow; None
+    while none is.
     """
 
     id: str = ""
@@ -69,6 +70,7 @@ class Session:
     layer: str | None = None
     values: dict[str, dict[str, str | float | bool]] = field(default_factory=dict)
     edits: tuple[Edit, ...] = ()
+    own: str = ""
     stream: int = 0
     sent: dict[str, Any] | None = None
 
@@ -107,6 +109,7 @@ class Opening:
     compare: tuple[View, ...] = ()
     values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     edits: tuple[Edit, ...] = ()
+    own: str = ""
 
 
 def parse_event(event: Any) -> Mapping[str, Any]:
@@ -290,7 +293,7 @@ def parse_opening(value: Any) -> Opening:
         problem = "The link names a run that cannot exist, so the recording is shown."
     index = _whole(pairs.get("t"))
     tab = next((t for t in TABS if pairs.get("tab") == t), TABS[0])
-    width = message.get("width")
+    width, own = message.get("width"), message.get("own")
     narrow = isinstance(width, int | float) and not isinstance(width, bool) and 0 < width < NARROW
     values: dict[str, dict[str, str]] = {}
     for name, text in pairs.items():
@@ -310,6 +313,7 @@ def parse_opening(value: Any) -> Opening:
         compare=_or_none(lambda text: parse_compared(text.split(",")), pairs.get("compare")) or (),
         values=values,
         edits=_or_none(_edits_of_link, pairs.get("edits")) or (),
+        own=own if isinstance(own, str) and len(own) <= 64 else "",
     )
 
 

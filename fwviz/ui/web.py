@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute, Route
 
 ASSETS = Path(__file__).parents[2] / "assets" / "web"
 PREFIX = "fwviz"
-SCRIPTS = ("page.js", "controls.js", "chart.js", "form.js", "deck.js", "history.js", "editor.js")
+SCRIPTS = ("page.js", "controls.js", "chart.js", "own.js", "form.js", "deck.js", "history.js", "editor.js")
 _TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
 
 

@@ -327,7 +327,7 @@ def test_a_pool_whose_base_is_missing_takes_nothing_else_down(
     assert titles["tiny_text"] == "Tiny sentences (its base is to be fetched)"
     assert form["recipe"]["pool"] == form["pool"]["id"] == "tiny"
     with pytest.raises(FwvizError, match="run `fwviz pools fetch tiny_text`"):
-        desk.forms.choose_pool({"pool": "tiny_text"})
+        desk.forms.choose_pool(Session(), {"pool": "tiny_text"})
     messages = desk.open(Session(), parse_opening(json.dumps({"query": {"pool": "tiny_text"}})))
     assert "fwviz pools fetch" in said(messages, "runbar")["message"]
     assert said(messages, "form")["recipe"]["pool"] == "tiny"

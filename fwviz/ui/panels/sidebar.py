@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from fwviz.backbones.families import FAMILIES
 from fwviz.registry import Entry, SettingSpec, describe_settings, entries
 from fwviz.runs.recipe import DTYPES, STORAGES, Recipe
 from fwviz.types import PoolCard
@@ -32,12 +33,16 @@ GROUPS = ("Without data", "With a few labels per task", "With unlabelled inputs"
 
 
 def make_form() -> gr.HTML:
-    """Pool, tasks, checkpoints, method and settings. Events: ``edit`` {recipe, what} and ``pool`` {pool}."""
+    """Pool, tasks, checkpoints, method and settings, and what a visitor brings.
+
+    Events: ``edit`` {recipe, what}, ``pool`` {pool} and ``own`` (see :mod:`fwviz.ui.bringing`).
+    """
     return gr.HTML(
         value="",
         html_template='<div class="fw-form loading" role="form" aria-label="Recipe of the merge"></div>',
-        js_on_load="window.fwviz.mountForm(element, props, (name, data) => "
-        "name === 'edit' ? trigger('edit', data) : trigger('pool', data), watch)",
+        js_on_load="const send = {edit: (d) => trigger('edit', d), pool: (d) => trigger('pool', d), "
+        "own: (d) => trigger('own', d)}; "
+        "window.fwviz.mountForm(element, props, (name, data) => send[name](data), watch)",
         apply_default_css=False,
         head=web.scripts(),
         elem_id="fw-form",
@@ -92,6 +97,7 @@ def form_value(
     recipe: Recipe,
     relevance: Mapping[str, Sequence[str]],
     query: str | None = None,
+    own: Mapping[str, Any] | None = None,
 ) -> str:
     """Everything that can be chosen, and the recipe to show. ``pools`` are (id, title)."""
     tasks = [
@@ -119,12 +125,16 @@ def form_value(
         "id": card.id,
         "title": card.title,
         "summary": card.summary,
+        "inputs": FAMILIES[card.family].inputs,
+        "heads": FAMILIES[card.family].heads,
         "tasks": tasks,
         "checkpoints": checkpoints,
         "default_tasks": list(card.default_tasks),
         "default_checkpoints": list(card.default_checkpoints),
     }
     fields: dict[str, Any] = {} if query is None else {"query": query}
+    if own is not None:
+        fields["own"] = dict(own)
     return wire.message(
         pool=pool,
         pools=[{"id": name, "title": title} for name, title in pools],
@@ -135,6 +145,11 @@ def form_value(
         relevance={task: list(ranking) for task, ranking in relevance.items()},
         **fields,
     )
+
+
+def own_value(own: Mapping[str, Any]) -> str:
+    """Only what is said of something a visitor brings: how far it is, or what is wrong."""
+    return wire.message(own=dict(own))
 
 
 def recipe_value(recipe: Recipe, query: str) -> str:

@@ -1,0 +1,236 @@
+/* The form's section "Bring your own": a task of labelled examples, or checkpoints. Files go to the server piece by
+ * piece over a plain request; what is made of them comes back as a pool of this page's own.
+ */
+(() => {
+  const fwviz = (window.fwviz ||= {});
+  if (fwviz.makeOwn) return;
+  const { el } = fwviz;
+  const MAX_TASK = 32 << 20;
+  const MAX_CHECKPOINT = 1 << 30;
+
+  const size = (bytes) => (bytes >= 1 << 20 ? `${(bytes / (1 << 20)).toFixed(1)} MB` : `${Math.max(1, Math.round(bytes / 1024))} kB`);
+
+  fwviz.makeOwn = (send) => {
+    let key = "";
+    let busy = null; // the part that waits for an answer
+    let inputs = "images";
+
+    // --- a part: a file to choose, how far it is, what came of it -------------------------------
+    function makePart(name, { title, accept, multiple, most, chosen }) {
+      const part = {};
+      const id = `fw-own-${name}`;
+      part.help = el("p", { class: "fw-help", id: `${id}-help` });
+      part.file = el("input", { type: "file", id, accept, multiple, "aria-describedby": `${id}-help` });
+      part.label = el("span", {});
+      part.drop = el("label", { class: "fw-drop", for: id }, part.file, part.label);
+      part.bar = el("i", {});
+      part.progress = el("div", { class: "fw-progress", role: "progressbar", "aria-label": title, "aria-valuemin": 0, "aria-valuemax": 100, hidden: true }, el("div", {}, part.bar));
+      part.said = el("div", { class: "fw-own-said", role: "status", "aria-live": "polite" });
+      part.more = el("div", {});
+      part.after = el("div", {});
+      part.node = el("div", { class: "fw-own-part" }, el("h3", {}, title), part.help, part.drop, part.more, part.progress, part.said, part.after);
+      part.take = (files) => {
+        const found = [...files];
+        if (!found.length || busy) return;
+        const large = found.find((file) => file.size > most);
+        if (large) return say(part, [`${large.name} has ${size(large.size)}, but a file of this kind may have ${size(most)}.`], true);
+        chosen(found);
+      };
+      part.file.addEventListener("change", () => {
+        part.take(part.file.files);
+        part.file.value = ""; // so that the same file can be chosen again
+      });
+      for (const kind of ["dragenter", "dragover"])
+        part.drop.addEventListener(kind, (event) => {
+          event.preventDefault();
+          part.drop.classList.add("over");
+        });
+      for (const kind of ["dragleave", "drop"]) part.drop.addEventListener(kind, () => part.drop.classList.remove("over"));
+      part.drop.addEventListener("drop", (event) => {
+        event.preventDefault();
+        part.take(event.dataTransfer.files);
+      });
+      return part;
+    }
+
+    function say(part, sentences, wrong = false) {
+      part.said.classList.toggle("wrong", wrong);
+      part.said.replaceChildren(...sentences.map((text) => el("p", {}, text)));
+    }
+
+    function show(part, share, text) {
+      part.progress.hidden = share === null;
+      if (share !== null) {
+        part.bar.style.width = `${Math.round(100 * share)}%`;
+        part.progress.setAttribute("aria-valuenow", String(Math.round(100 * share)));
+      }
+      if (text) say(part, [text]);
+    }
+
+    function work(part) {
+      busy = part;
+      for (const control of node.querySelectorAll("input, button")) control.disabled = true;
+    }
+
+    function rest() {
+      if (busy) show(busy, null);
+      busy = null;
+      for (const control of node.querySelectorAll("input, button")) control.disabled = false;
+    }
+
+    // One file as the body of a request: counted here for the bar, and on the server for safety.
+    function upload(part, kind, file, done, all) {
+      return new Promise((resolve, reject) => {
+        const request = new XMLHttpRequest();
+        request.open("POST", new URL(`fwviz/bring/${encodeURIComponent(key)}`, document.baseURI));
+        request.setRequestHeader("X-Fwviz-Kind", kind);
+        request.setRequestHeader("X-Fwviz-Name", encodeURIComponent(file.name));
+        request.setRequestHeader("Content-Type", "application/octet-stream");
+        request.upload.addEventListener("progress", (event) => show(part, (done + event.loaded) / Math.max(all, 1), `Sending ${file.name} …`));
+        request.addEventListener("load", () => {
+          const answer = fwviz.parse(request.responseText, null);
+          if (answer?.file) resolve(answer.file);
+          else reject(new Error(answer?.problem || "The file could not be sent: try again."));
+        });
+        for (const kind of ["error", "abort", "timeout"]) request.addEventListener(kind, () => reject(new Error("The connection was lost on the way: try again.")));
+        request.send(file);
+      });
+    }
+
+    async function bring(part, kind, files, ask) {
+      work(part);
+      const all = files.reduce((sum, file) => sum + file.size, 0);
+      const ids = [];
+      let done = 0;
+      try {
+        for (const file of files) {
+          ids.push(await upload(part, kind, file, done, all));
+          done += file.size;
+        }
+        show(part, 0, "Looking at it …");
+        send(ask(ids));
+      } catch (error) {
+        rest();
+        say(part, [error.message], true);
+      }
+    }
+
+    // --- your task ------------------------------------------------------------------------------
+    let last = null; // what the server said of the task made last
+    const task = makePart("task", {
+      title: "Your task",
+      accept: ".zip,.csv,.tsv",
+      most: MAX_TASK,
+      chosen: (files) => {
+        task.after.replaceChildren();
+        bring(task, "task", files.slice(0, 1), ([file]) => ({ what: "task", file }));
+      },
+    });
+
+    // What the classes are called in prompts: the head is made of these words, so they matter.
+    function drawNames() {
+      const fields = last.classes.map(([folder, name], i) => {
+        const id = `fw-own-name-${i}`;
+        const input = el("input", { type: "text", id, value: name, maxlength: 100, autocomplete: "off" });
+        return [folder, input, el("div", { class: "fw-own-name" }, el("label", { for: id }, folder), input)];
+      });
+      const prompts = el("textarea", { id: "fw-own-prompts", rows: Math.min(4, last.prompts.length + 1), spellcheck: "false" });
+      prompts.value = last.prompts.join("\n");
+      const again = el("button", { type: "button", class: "fw-button" }, "Use these words");
+      again.addEventListener("click", () => {
+        work(task);
+        show(task, 0, "Looking at it …");
+        const lines = prompts.value.split("\n").map((line) => line.trim());
+        send({ what: "task", file: last.file, names: Object.fromEntries(fields.map(([folder, input]) => [folder, input.value])), prompts: lines.filter(Boolean) });
+      });
+      const words = el("details", { class: "fw-more" }, el("summary", {}, "Words for the classes"), el("p", { class: "fw-help" }, "The model compares each example with these words; better words, better answers."));
+      words.append(...fields.map(([, , row]) => row), el("label", { for: "fw-own-prompts", class: "fw-own-label" }, "Prompts, one a line, {} for the class"), prompts, again);
+      const tab = el("button", { type: "button", class: "fw-button", onclick: seeRanking }, "See which checkpoints it wants");
+      const run = el("button", { type: "button", class: "fw-button fw-strong", onclick: runNow }, "Merge for it");
+      task.after.replaceChildren(el("div", { class: "fw-own-next" }, tab, run), words);
+    }
+
+    function seeRanking() {
+      fwviz.drawer(false);
+      [...document.querySelectorAll("#fw-tabs button[role=tab]")].find((button) => button.textContent.trim() === "Relevance")?.click();
+      window.scrollTo({ top: 0, behavior: "smooth" });
+    }
+
+    function runNow() {
+      fwviz.drawer(false);
+      document.querySelector("#fw-runbar [data-act=run]")?.click();
+    }
+
+    // --- your checkpoints -----------------------------------------------------------------------
+    const hub = el("input", { type: "text", id: "fw-own-hub", placeholder: "owner/name owner/name", autocomplete: "off", spellcheck: "false", maxlength: 2000 });
+    const checkpoints = makePart("checkpoints", {
+      title: "Your checkpoints",
+      accept: ".safetensors",
+      multiple: true,
+      most: MAX_CHECKPOINT,
+      chosen: (files) => bring(checkpoints, "checkpoint", files, (ids) => ({ what: "checkpoints", files: ids })),
+    });
+    checkpoints.label.textContent = "Choose .safetensors files";
+    const ask = () => {
+      if (busy) return;
+      if (!hub.value.trim()) return say(checkpoints, ["Write the id of a model on the Hub first, such as owner/name."], true);
+      work(checkpoints);
+      show(checkpoints, 0, "Asking the Hub …");
+      send({ what: "checkpoints", files: [], hub: hub.value });
+    };
+    hub.addEventListener("keydown", (event) => event.key === "Enter" && ask());
+    const add = el("button", { type: "button", class: "fw-button", onclick: ask }, "Add");
+    checkpoints.more.append(el("label", { for: "fw-own-hub", class: "fw-own-label" }, "or ids of models on the Hub"), el("div", { class: "fw-own-row" }, hub, add));
+
+    const node = el(
+      "details",
+      { class: "fw-own" },
+      el("summary", {}, "Bring your own", el("small", {}, "task or checkpoints")),
+      task.node,
+      checkpoints.node,
+      el("p", { class: "fw-help" }, "Only this page sees what you bring. It is deleted from the server when the page is closed."),
+    );
+
+    // --- what the server says -------------------------------------------------------------------
+    function fit(pool) {
+      inputs = pool.inputs;
+      const able = pool.heads === "texts";
+      task.drop.hidden = !able;
+      task.help.textContent = !able
+        ? "The models of this pool have no heads made of class names, so a task of your own needs another pool."
+        : inputs === "images"
+          ? "20 to 200 pictures, sorted into one folder per class, as a .zip file."
+          : "20 to 200 texts as a .csv file with the columns text and label.";
+      task.label.textContent = inputs === "images" ? "Choose a .zip of class folders" : "Choose a .csv of texts";
+      task.file.accept = inputs === "images" ? ".zip" : ".csv,.tsv";
+      checkpoints.help.textContent = "Fine-tunes of this pool's base. Each is compared with the base before it joins.";
+    }
+
+    function take(own) {
+      if (own.key && own.key !== key) {
+        key = own.key;
+        try {
+          sessionStorage.setItem("fwviz.own", key);
+        } catch {
+          /* a private window may forbid storage: a reload then forgets what was brought */
+        }
+      }
+      const part = busy;
+      if (own.problem) {
+        rest();
+        say(part || task, [own.problem], true);
+      } else if (own.pool) {
+        rest();
+        if (own.task) {
+          last = own;
+          drawNames();
+        }
+        say(part || task, own.said);
+      } else if (own.total !== undefined && part) {
+        show(part, own.total ? own.done / own.total : 0, own.total ? `Judging the base and every checkpoint alone: ${own.done} of ${own.total}` : "Looking at it …");
+      }
+    }
+
+    return { node, take, fit };
+  };
+})();

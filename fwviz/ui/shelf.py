@@ -1,0 +1,321 @@
+"""What visitors bring: files, and the pools made of them, each known to one visitor's page and gone with it.
+
+A page has a secret key from the moment it opens; a reload of the same tab brings it along. Everything lies in one
+temporary folder per visitor. When the last page with a key has been closed for a while, its folder, its pools and the
+records of its runs are deleted. A pool has a name nobody can guess, is found by that name and never listed.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from fwviz.pools.open import close_pools
+from fwviz.pools.places import lend, take_back
+from fwviz.types import FwvizError
+
+Kind = Literal["task", "checkpoint"]
+
+PREFIX = "own-"
+MAX_BYTES: dict[Kind, int] = {"task": 32 << 20, "checkpoint": 1 << 30}
+MAX_FILES = 16  # of a visitor
+MAX_VISITOR = 2 << 30  # bytes
+MAX_ALL = 8 << 30  # bytes of all visitors
+MAX_POOLS = 24  # of a visitor, those that others were made of included
+MAX_VISITORS = 2000
+_ROOM = 256 << 20  # bytes of disk that stay free
+_ENDINGS: dict[Kind, tuple[str, ...]] = {"task": (".zip", ".csv", ".tsv", ".txt"), "checkpoint": (".safetensors",)}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file that was received."""
+
+    id: str
+    kind: Kind
+    name: str
+    path: Path
+    size: int
+
+
+@dataclass
+class Visitor:
+    """One page and what it brought. ``pools`` can be chosen; ``lent`` are also those they were made of."""
+
+    key: str
+    pages: set[str] = field(default_factory=set)
+    folder: Path | None = None
+    uploads: dict[str, Upload] = field(default_factory=dict)
+    pools: tuple[str, ...] = ()
+    lent: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
+    task: tuple[str, str] | None = None  # the file of the task made last, and the pool it was added to
+    receiving: int = 0
+    left: float | None = None
+    seen: float = field(default_factory=time.monotonic)
+
+    @property
+    def size(self) -> int:
+        return sum(upload.size for upload in self.uploads.values())
+
+
+class Shelf:
+    """All visitors. ``patience`` is the seconds after which what a closed page brought is deleted.
+
+    ``gone`` is told the names of pools that are about to go, and the runs made with them.
+    """
+
+    def __init__(
+        self,
+        root: Path | None = None,
+        *,
+        patience: float = 60.0,
+        gone: Callable[[Sequence[str], Sequence[str]], None] = lambda pools, runs: None,
+    ) -> None:
+        self._root = root
+        self._patience = patience
+        self._gone = gone
+        self._visitors: OrderedDict[str, Visitor] = OrderedDict()
+        self._lock = threading.RLock()
+        self._sweeper: threading.Thread | None = None
+
+    # --- pages ------------------------------------------------------------------------------------
+
+    def enter(self, page: str, key: str = "") -> str:
+        """A page opens, with the key it had before, if it had one; the key it has from now on."""
+        with self._lock:
+            visitor = self._visitors.get(key)
+            if visitor is None:
+                visitor = Visitor(secrets.token_urlsafe(18))
+                self._visitors[visitor.key] = visitor
+            visitor.pages.add(page)
+            visitor.left, visitor.seen = None, time.monotonic()
+            self._visitors.move_to_end(visitor.key)
+            spare = [v for v in self._visitors.values() if not v.lent and not v.uploads and v is not visitor]
+            for old in spare[: max(0, len(self._visitors) - MAX_VISITORS)]:
+                del self._visitors[old.key]
+            return visitor.key
+
+    def leave(self, page: str) -> None:
+        """A page is closed, or reloaded: then the next one enters with its key."""
+        with self._lock:
+            for visitor in list(self._visitors.values()):
+                if page in visitor.pages:
+                    visitor.pages.discard(page)
+                    if not visitor.pages:
+                        visitor.left = time.monotonic()
+            self._watch()
+
+    def pools(self, key: str) -> tuple[str, ...]:
+        """Names of the pools a visitor may choose, the last made first."""
+        with self._lock:
+            visitor = self._visitors.get(key)
+            return visitor.pools if visitor else ()
+
+    def may_see(self, key: str, pool: str) -> bool:
+        """Whether a pool is nobody's own, or this visitor's."""
+        with self._lock:
+            visitor = self._visitors.get(key)
+            return not pool.startswith(PREFIX) or (visitor is not None and pool in visitor.lent)
+
+    def ran(self, key: str, run: str) -> None:
+        """A run was begun with a pool of the visitor's own: its record goes with the pool."""
+        with self._lock:
+            visitor = self._visitor(key)
+            visitor.runs = (*visitor.runs, run)
+
+    # --- files ------------------------------------------------------------------------------------
+
+    def receive(self, key: str, kind: str, name: str, announced: int) -> Receiving:
+        """Begin to take a file. FwvizError if it is of no use here or there is no room for it."""
+        with self._lock:
+            visitor = self._visitor(key)
+            chosen: Kind = "checkpoint" if kind == "checkpoint" else "task"
+            plain = re.sub(r"[^\w.+ ()-]", "_", name.replace("\\", "/").rpartition("/")[2])[-80:].lstrip(".")
+            if not plain.lower().endswith(_ENDINGS[chosen]):
+                raise FwvizError(_wrong_ending(plain, chosen))
+            if len(visitor.uploads) + visitor.receiving >= MAX_FILES:
+                raise FwvizError(f"you have brought {MAX_FILES} files, which is all there is room for: remove some.")
+            total = sum(v.size for v in self._visitors.values())
+            room = min(MAX_BYTES[chosen], MAX_VISITOR - visitor.size, MAX_ALL - total)
+            folder = self._folder(visitor)
+            room = min(room, shutil.disk_usage(folder).free - _ROOM)
+            if announced > MAX_BYTES[chosen]:
+                raise _too_large(plain, MAX_BYTES[chosen])
+            if announced > room:
+                raise FwvizError(f"there is no room for {plain} on the server: try a smaller one, or later.")
+            visitor.receiving += 1
+            self._watch()
+            token = secrets.token_hex(8)
+            (folder / "files" / token).mkdir(parents=True)
+            return Receiving(self, key, chosen, plain, folder / "files" / token / plain, room, token)
+
+    def upload(self, key: str, file: object, kind: Kind) -> Upload:
+        """A file that was received from this visitor."""
+        with self._lock:
+            found = self._visitor(key).uploads.get(file) if isinstance(file, str) else None
+        if found is None or found.kind != kind:
+            raise FwvizError("that file is no longer there: choose it again.")
+        return found
+
+    def drop(self, key: str, uploads: Sequence[Upload]) -> None:
+        """Delete files of which everything needed has been made."""
+        with self._lock:
+            visitor = self._visitor(key)
+            for upload in uploads:
+                visitor.uploads.pop(upload.id, None)
+                shutil.rmtree(upload.path.parent, ignore_errors=True)
+
+    def received(self, receiving: Receiving, upload: Upload | None) -> None:
+        """Told by a file when it is whole, or given up."""
+        with self._lock:
+            visitor = self._visitors.get(receiving.key)
+            if visitor is not None:
+                visitor.receiving -= 1
+                if upload is not None:
+                    visitor.uploads[upload.id] = upload
+        if visitor is None or upload is None:
+            shutil.rmtree(receiving.path.parent, ignore_errors=True)
+
+    # --- pools ------------------------------------------------------------------------------------
+
+    def place(self, key: str) -> Path:
+        """A folder for a new pool of a visitor, named so that nobody can guess it."""
+        with self._lock:
+            visitor = self._visitor(key)
+            if len(visitor.lent) >= MAX_POOLS:
+                raise FwvizError(f"you have made {MAX_POOLS} pools, which is all there is room for: reload the page.")
+            return self._folder(visitor) / f"{PREFIX}{secrets.token_hex(12)}"
+
+    def add(self, key: str, root: Path, replaces: str = "") -> str:
+        """A pool was made; the one it was made of is no longer offered. Returns its name."""
+        with self._lock:
+            visitor = self._visitor(key)
+            lend(root.name, root)
+            visitor.lent = (root.name, *visitor.lent)
+            visitor.pools = (root.name, *(name for name in visitor.pools if name != replaces))
+            return root.name
+
+    def visitor(self, key: str) -> Visitor:
+        """The record of a visitor. FwvizError if there is none."""
+        with self._lock:
+            return self._visitor(key)
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Delete everything, at the end of the process."""
+        with self._lock:
+            visitors, self._visitors = [*self._visitors.values()], OrderedDict()
+        for visitor in visitors:
+            self._delete(visitor)
+
+    def sweep(self) -> None:
+        """Delete what closed pages brought, once their time is over."""
+        now = time.monotonic()
+        with self._lock:
+            over = [v for v in self._visitors.values() if v.left is not None and now - v.left >= self._patience]
+            for visitor in over:
+                del self._visitors[visitor.key]
+        for visitor in over:
+            self._delete(visitor)
+
+    def _delete(self, visitor: Visitor) -> None:
+        if not visitor.folder:
+            return
+        try:
+            self._gone(visitor.lent, visitor.runs)
+        except Exception:
+            _log.exception("the runs of a visitor's own pool could not be ended")
+        for name in visitor.lent:
+            take_back(name)
+        close_pools(visitor.folder)
+        shutil.rmtree(visitor.folder, ignore_errors=True)
+
+    def _watch(self) -> None:
+        """Have a sweeper while there is something to delete. The lock is held."""
+        if self._sweeper is None and any(v.folder for v in self._visitors.values()):
+            self._sweeper = threading.Thread(target=self._run, name="fwviz-shelf", daemon=True)
+            self._sweeper.start()
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(min(5.0, max(self._patience / 4, 0.05)))
+            self.sweep()
+            with self._lock:
+                if not any(v.folder for v in self._visitors.values()):
+                    self._sweeper = None
+                    return
+
+    def _visitor(self, key: str) -> Visitor:
+        visitor = self._visitors.get(key)
+        if visitor is None:
+            raise FwvizError("this page has been away for too long: reload it.")
+        visitor.seen = time.monotonic()
+        return visitor
+
+    def _folder(self, visitor: Visitor) -> Path:
+        if visitor.folder is None:
+            if self._root is not None:
+                self._root.mkdir(parents=True, exist_ok=True)
+            visitor.folder = Path(tempfile.mkdtemp(prefix="fwviz-own-", dir=self._root))
+        return visitor.folder
+
+
+class Receiving:
+    """A file on its way: written piece by piece, never longer than there is room for."""
+
+    def __init__(self, shelf: Shelf, key: str, kind: Kind, name: str, path: Path, room: int, token: str) -> None:
+        self.key, self.kind, self.name, self.path = key, kind, name, path
+        self._shelf, self._room, self._token = shelf, room, token
+        self._file = path.open("wb")
+        self._size = 0
+        self._over = False
+
+    def write(self, piece: bytes) -> None:
+        self._size += len(piece)
+        if self._size > self._room:
+            raise _too_large(self.name, self._room)
+        try:
+            self._file.write(piece)
+        except OSError:
+            raise FwvizError(f"there is no room for {self.name} on the server: try later.") from None
+
+    def finish(self) -> Upload:
+        """The file is whole."""
+        self._file.close()
+        upload = Upload(self._token, self.kind, self.name, self.path, self._size)
+        self._over = True
+        self._shelf.received(self, upload)
+        return upload
+
+    def give_up(self) -> None:
+        """Delete what there is of a file that did not come to its end; nothing after :meth:`finish`."""
+        if not self._over:
+            self._over = True
+            self._file.close()
+            self._shelf.received(self, None)
+
+
+def _too_large(name: str, most: int) -> FwvizError:
+    return FwvizError(f"{name} is too large: a file of this kind may have {most >> 20} MiB.")
+
+
+def _wrong_ending(name: str, kind: Kind) -> str:
+    if kind == "task":
+        return f"{name or 'the file'} is of no use here: choose a .zip of class folders or a .csv of texts and labels."
+    if name.lower().endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl")):
+        return f"{name} is a pickle, which can run code when it is read: save the model as safetensors first."
+    return f"{name or 'the file'} is no checkpoint that can be read here: choose .safetensors files."
