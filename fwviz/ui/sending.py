@@ -57,8 +57,11 @@ class Sending:
         return [name for name in names if sent.get(f"mark {name}") != views.mark(name, shown, self.measured)]
 
     def controls(self, session: Session, shown: Shown) -> Messages:
-        controls = TABS[session.tab].controls(shown)
-        return {f"{session.tab}_controls": controls_value(session.tab, controls, shown.values)}
+        tab = session.tab
+        controls = TABS[tab].controls(shown)
+        # Another tab may have been chosen since: its own answer follows, and until then defaults will do.
+        values = {control.name: shown.values.get(control.name, control.default) for control in controls}
+        return {f"{tab}_controls": controls_value(tab, controls, values)}
 
     def editor(self, session: Session, shown: Shown, *, judge: bool = True) -> Messages:
         """The table of the merge by hand, on the tab that has it; judged if there is something to judge."""

@@ -66,8 +66,8 @@ def test_from_ones_own_pictures_to_a_merged_model(open_context: Any, tmp_path: P
     page.wait_for_function(f"new URLSearchParams(location.search).get('job') !== '{base_run}'")
     page.wait_for_selector("#fw-runbar [data-status=done]")
     page.get_by_role("tab", name="Merge").click()
-    rows = page.locator(".fw-tiles").inner_text()
-    after, base = percent(rows, "Average accuracy"), percent(rows.replace("→", "% →"), "individual")
+    after = percent(tile.inner_text(), "")
+    base = percent(page.locator(".fw-tile", has_text="individual").locator("dd").inner_text().replace(" →", " %"), "")
     print(f"accuracy on my shapes: before {base} %, after {after} %")
     assert 100 / 3 < after <= 100
     assert base == pytest.approx(percent(said(page).inner_text(), "the base"), abs=0.51)

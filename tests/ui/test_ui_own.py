@@ -26,7 +26,7 @@ from fwviz.ui.desk import Desk
 from fwviz.ui.jobs import JobBoard
 from fwviz.ui.library import Library
 from fwviz.ui.shelf import Shelf
-from fwviz.ui.state import Opening, Session, View, parse_opening
+from fwviz.ui.state import TABS, Opening, Session, View, parse_opening
 from tests.hub_server import serving
 from tests.own_corpus import BAD_TABLES, BAD_ZIPS, shapes_zip, texts_csv
 
@@ -352,3 +352,16 @@ def test_pages_that_bring_nothing_are_forgotten(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(FwvizError, match="reload it"):
         shelf.visitor(first)
     assert len(shelf._visitors) == 3
+
+
+def test_a_tab_chosen_while_another_is_answered_is_no_error(desk: Desk, pool_id: str, tmp_path: Path) -> None:
+    session = visitor(desk, "page")
+    file = give(desk, session, shapes_zip(tmp_path / "a.zip", 6))
+    bring(desk, session, what="task", file=file, pool=pool_id)
+    finish(desk, session)
+    shown = desk.looking.shown(session)
+    assert shown is not None
+    for tab in TABS:
+        session.tab = tab  # with the values of the tab before
+        strip = json.loads(desk.sending.controls(session, shown)[f"{tab}_controls"])
+        assert all("value" in field for field in strip["fields"])
