@@ -147,7 +147,7 @@ def _make(root: Path, kind: str, form: str, updates: int, rng: np.random.Generat
         live = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimiser = torch.optim.AdamW(live, lr=5e-3 if form == "full" else 5e-2)
         for _ in range(updates):
-            loss = loss_of(model, kind, vocabulary, *draw(task, 6, rng))
+            loss = loss_of(model, kind, vocabulary, *draw(task, 4, rng))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

@@ -221,13 +221,12 @@ class WordsArchitecture:
         where = torch.device(device)
         with no_init_weights():
             module = _from_config(_config(self.folder), self.tokenise.kind)
-        module.to(where).float()
         for name, places in self.homes.items():
             parameter = nn.Parameter(tensors[name].to(where, torch.float32), requires_grad=False)
             for place in places:
                 owner, _, leaf = place.rpartition(".")
                 setattr(module.get_submodule(owner), leaf, parameter)
-        return WordsModel(module.eval(), self, where)
+        return WordsModel(module.to(where).eval(), self, where)  # which moves buffers only
 
 
 def read_words(folder: Path, base: Mapping[str, Any], kind: Kind) -> WordsArchitecture:
@@ -350,7 +349,8 @@ def _from_config(config: Any, kind: Kind) -> Any:
 
     config.dtype = torch.float32
     try:
-        return (AutoModelForSeq2SeqLM if kind == "seq2seq" else AutoModelForCausalLM).from_config(config)
+        auto = AutoModelForSeq2SeqLM if kind == "seq2seq" else AutoModelForCausalLM
+        return auto.from_config(config, trust_remote_code=False)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise FwvizError(

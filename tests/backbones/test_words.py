@@ -34,7 +34,7 @@ TASKS = list(CLASSES)
 
 @pytest.fixture(scope="module", params=["t5", "gpt2", "llama"])
 def root(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_words_pool(tmp_path_factory.mktemp("words") / request.param, request.param, "full", updates=3)
+    return make_tiny_words_pool(tmp_path_factory.mktemp("words") / request.param, request.param, "full", updates=1)
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +180,18 @@ def test_scores_are_ranks_texts_and_numbers(root: Path, tmp_path: Path) -> None:
         else:
             numbers = metrics.read_numbers(said), metrics.read_numbers(right)
             assert scores[task].accuracy == pytest.approx(metrics.spearman(*numbers))
+
+
+def test_exact_match_is_of_what_the_model_writes_not_of_the_rank(causal: Path, tmp_path: Path) -> None:
+    copy = changed(causal, tmp_path / "gpt2", lambda card: card["tasks"][0].update(metric="exact_match"))
+    pool = open_pool(copy)
+    own: Any = pool.model()
+    own.flat.load(pool.base + pool.task_vectors(["mood"]).vector(0))
+    said = own.write(load_split(pool.card, pool.card.task("mood"), "test").inputs)
+    right = table_of(copy, "mood", "test")[1]
+    values = {"pool": str(copy), "method": "task_arithmetic", "checkpoints": ["mood"], "tasks": ["mood"]}
+    score = execute(Recipe.from_dict(values | {"settings": {"scale": 1.0}})).final["test"]["mood"]
+    assert score.accuracy == pytest.approx(sum(map(str.__eq__, said, right)) / 24)
 
 
 @pytest.mark.parametrize("method", ["ties", "fw_hard", "adamerging", "supermerge", "regmean", "emr"])
