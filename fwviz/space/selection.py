@@ -7,8 +7,9 @@ pass repeated, so the result is exact whatever the data.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ _DIRECT = 1 << 22  # elements of all rows together that are simply held
 _CELLS = 1 << 18  # elements of all rows together in one piece of a pass: they and the masks stay in cache
 _WINDOWS, _WIDTH = 1024, 256  # the sample: that many ranges of so many columns
 _SIGMAS = 5.0  # half the bracket, in standard errors of the sample
+_WIDER = 8.0  # times as wide is a bracket that missed: all that is left of a long row would be a copy of it
 
 
 def order_statistics(
@@ -61,46 +63,71 @@ def order_statistics(
 
 @dataclass(frozen=True)
 class _Bracket:
-    """Where the ``rank``-th smallest key of a row is sought: in [low, high]; it is entry ``column`` of the answer."""
+    """Where the ``rank``-th smallest key of a row is sought: in [low, high]; it is entry ``column`` of the answer.
+
+    The ends are keys of the row's ``sample``, which is sorted, ``margin`` entries from the ``place`` that has the rank.
+    """
 
     row: int
     column: int
     rank: int
-    low: float
-    high: float
+    sample: np.ndarray
+    place: float
+    margin: float
+    least: float = -np.inf  # known bounds of the key
+    most: float = np.inf
+
+    @property
+    def low(self) -> float:
+        at = int(self.place - self.margin)
+        return max(self.least, float(self.sample[at])) if at >= 0 else self.least
+
+    @property
+    def high(self) -> float:
+        at = int(np.ceil(self.place + self.margin))
+        return min(self.most, float(self.sample[at])) if at < self.sample.size else self.most
 
 
-@dataclass
 class _Tally:
-    """How many keys lie below a bracket, up to its low end, below its high end and up to it; those strictly inside."""
+    """How many keys lie below a bracket, up to its low end, below its high end and up to it; those strictly inside.
 
-    below: int
-    upto: int
-    under: int
-    through: int
-    inside: list[np.ndarray]
+    What is inside goes into one growing buffer: thousands of small arrays, kept between blocks that come and go, would
+    keep the memory of all those blocks from being used again.
+    """
 
-    def add(self, other: _Tally) -> None:
-        self.below += other.below
-        self.upto += other.upto
-        self.under += other.under
-        self.through += other.through
-        self.inside += other.inside
+    def __init__(self) -> None:
+        self.below = self.upto = self.under = self.through = 0
+        self._buffer = np.empty(0, dtype=np.float32)
+        self._count = 0
+
+    def add(self, below: int, upto: int, through: int, inside: np.ndarray) -> None:
+        """Count a piece in."""
+        self.below += below
+        self.upto += upto
+        self.under += upto + inside.size
+        self.through += through
+        end = self._count + inside.size
+        if end > self._buffer.size:
+            grown = np.empty(2 * end, dtype=np.float32)
+            grown[: self._count] = self._buffer[: self._count]
+            self._buffer = grown
+        self._buffer[self._count : end] = inside
+        self._count = end
 
     def answer(self, bracket: _Bracket) -> float | None:
         """The key of the bracket's rank, None if it lies outside."""
         if self.below <= bracket.rank < self.upto:
             return bracket.low
         if self.upto <= bracket.rank < self.under:
-            return _smallest(np.concatenate(self.inside), bracket.rank - self.upto)
+            return _smallest(self._buffer[: self._count], bracket.rank - self.upto)
         if self.under <= bracket.rank < self.through:
             return bracket.high
         return None
 
     def wider(self, bracket: _Bracket) -> _Bracket:
-        """All that is left on the side where the key must be."""
-        low, high = (-np.inf, bracket.low) if bracket.rank < self.below else (bracket.high, np.inf)
-        return _Bracket(bracket.row, bracket.column, bracket.rank, float(low), float(high))
+        """A wider bracket on the side where the key must be."""
+        bounds = {"most": bracket.low} if bracket.rank < self.below else {"least": bracket.high}
+        return replace(bracket, margin=_WIDER * bracket.margin, **bounds)
 
 
 def _windows(keys: Keys, start: int, stop: int) -> np.ndarray:
@@ -128,35 +155,32 @@ def _brackets(sample: np.ndarray, size: int, ranks: Sequence[int]) -> list[_Brac
             place = rank / size * ordered.size
             below = (windows < ordered[min(int(place), ordered.size - 1)]).mean(axis=1)
             margin = _SIGMAS * (float(below.std()) / np.sqrt(len(windows)) * ordered.size + 1.0)
-            low, high = int(place - margin), int(np.ceil(place + margin))
-            brackets.append(
-                _Bracket(
-                    row,
-                    column,
-                    rank,
-                    float(ordered[low]) if low >= 0 else -np.inf,
-                    float(ordered[high]) if high < ordered.size else np.inf,
-                )
-            )
+            brackets.append(_Bracket(row, column, rank, ordered, place, margin))
     return brackets
 
 
 def _pass(keys: Keys, ranges: Sequence[tuple[int, int]], wanted: Sequence[_Bracket]) -> list[_Tally]:
     """One pass over the columns: the tally of every bracket."""
 
-    def work(piece: tuple[int, int]) -> list[_Tally]:
-        block = _numpy(keys(*piece))
-        return [_tally(block[bracket.row], np.float32(bracket.low), np.float32(bracket.high)) for bracket in wanted]
+    totals = [_Tally() for _ in wanted]
+    lock = threading.Lock()
 
-    totals = [_Tally(0, 0, 0, 0, []) for _ in wanted]
-    for tallies in in_parallel(work, ranges, torch.device("cpu")):
-        for total, tally in zip(totals, tallies, strict=True):
-            total.add(tally)
+    def work(piece: tuple[int, int]) -> None:
+        block = _numpy(keys(*piece))
+        for bracket, total in zip(wanted, totals, strict=True):
+            found = _count(block[bracket.row], np.float32(bracket.low), np.float32(bracket.high))
+            with lock:
+                total.add(*found)
+
+    in_parallel(work, ranges, torch.device("cpu"))
     return totals
 
 
-def _tally(row: np.ndarray, low: np.float32, high: np.float32) -> _Tally:
-    """The tally of one bracket in one piece: the row is compared twice at most, what lies in the bracket once more."""
+def _count(row: np.ndarray, low: np.float32, high: np.float32) -> tuple[int, int, int, np.ndarray]:
+    """One bracket in one piece: keys below it, up to its low end, up to its high end, and those strictly inside.
+
+    The row is compared twice at most, what lies in the bracket once more.
+    """
     below, through, within = 0, row.size, None
     if low > -np.inf:
         within = row >= low
@@ -167,8 +191,7 @@ def _tally(row: np.ndarray, low: np.float32, high: np.float32) -> _Tally:
         within = to_high if within is None else np.logical_and(within, to_high, out=within)
     closed = row if within is None else row[within]
     inside = closed[(closed > low) & (closed < high)]
-    upto = below + int(np.count_nonzero(closed == low))
-    return _Tally(below, upto, upto + len(inside), through, [inside])
+    return below, below + int(np.count_nonzero(closed == low)), through, inside
 
 
 def _numpy(keys: Tensor) -> np.ndarray:

@@ -66,9 +66,15 @@ def test_few_values_are_collected(monkeypatch: pytest.MonkeyPatch) -> None:
     collected = []
     smallest = selection._smallest
     monkeypatch.setattr(selection, "_smallest", lambda v, r: (collected.append(v.size), smallest(v, r))[1])
-    order_statistics(lambda a, b: x[:, a:b].clone(), 0, x.shape[1], [2_400_000], 1)
-    assert len(collected) == 1
-    assert 0 < collected[0] < 0.03 * x.shape[1]
+    ordered = x.sort(dim=1).values
+    # A bracket that misses, because it is a hundred times too narrow, is widened by a little, not to all that is left.
+    for sigmas in (selection._SIGMAS, selection._SIGMAS / 100):
+        monkeypatch.setattr(selection, "_SIGMAS", sigmas)
+        for rank in (2_400_000, 300, 1_500_000):
+            found = order_statistics(lambda a, b: x[:, a:b].clone(), 0, x.shape[1], [rank], 1)
+            assert torch.equal(found[0, 0], ordered[0, rank])
+    assert len(collected) == 6
+    assert all(0 < count < 0.03 * x.shape[1] for count in collected)
 
 
 def test_impossible_ranks_are_refused() -> None:
