@@ -126,8 +126,8 @@ class _Tally:
 
     def wider(self, bracket: _Bracket) -> _Bracket:
         """A wider bracket on the side where the key must be."""
-        bounds = {"most": bracket.low} if bracket.rank < self.below else {"least": bracket.high}
-        return replace(bracket, margin=_WIDER * bracket.margin, **bounds)
+        wide = replace(bracket, margin=_WIDER * bracket.margin)
+        return replace(wide, most=bracket.low) if bracket.rank < self.below else replace(wide, least=bracket.high)
 
 
 def _windows(keys: Keys, start: int, stop: int) -> np.ndarray:
