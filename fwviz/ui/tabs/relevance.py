@@ -113,10 +113,12 @@ def promise_call(shown: Shown) -> Call:
 
 
 def _no_oracle(shown: Shown) -> str:
-    """Whether there will ever be scores to show of this run."""
+    """Why there are no scores of this run: not yet, or never."""
     trace = shown.trace
-    if not trace.finished or any(frame.scores is not None for frame in trace.frames):
+    if any(frame.scores is not None for frame in trace.frames):
         return ""
+    if not trace.finished:
+        return "What the oracle wants appears with the first iteration, if the method asks one."
     title = entry("methods", trace.recipe.method).title
     return f"{title} asks no oracle on its way: run FW-Merging to see here what each iteration wants."
 
