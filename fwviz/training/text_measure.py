@@ -128,7 +128,7 @@ def _phenomena(folder: Path, tasks: Sequence[str]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-HARD = ("FW-hard, layer-wise", 100)
+HARD = ("FW-hard, layer-wise, official steps", 100)
 # A claim, where it stands, the rows (label, samples per task) it compares, and the points it is seen, or partly, from.
 CLAIMS: tuple[tuple[str, str, tuple[str, int], tuple[str, int], float, float], ...] = (
     ("Layer-wise FW-hard from task arithmetic is above task arithmetic (paper: by 4.6 points)", "FW-Merging, table 1",
@@ -138,9 +138,9 @@ CLAIMS: tuple[tuple[str, str, tuple[str, int], tuple[str, int], float, float], .
     ("FW-hard is above TIES (paper: by 21.1 points)", "FW-Merging, table 1", HARD, ("TIES", 100), 2.0, 0.5),
     ("FW-hard is above AdaMerging (paper: by 5.9 points)", "FW-Merging, table 4", HARD, ("AdaMerging", 100), 2.0, 0.5),
     ("Choosing per layer is better than for the whole model (paper: by 7.2 points)", "FW-Merging, table 5",
-     HARD, ("FW-hard, model-wise", 100), 2.0, 0.5),
+     HARD, ("FW-hard, model-wise, official steps", 100), 2.0, 0.5),
     ("FW-hard needs few samples: 25 per task do what 100 do", "FW-Merging, supplement, figure 1",
-     ("FW-hard, layer-wise", 25), HARD, -1.5, -3.0),
+     ("FW-hard, layer-wise, official steps", 25), HARD, -1.5, -3.0),
 )  # fmt: skip
 
 
