@@ -64,8 +64,10 @@ def test_from_ones_own_pictures_to_a_merged_model(open_context: Any, tmp_path: P
     base_run = page.evaluate("new URLSearchParams(location.search).get('job')")
     page.get_by_role("button", name="Merge for it").click()
     page.wait_for_function(f"new URLSearchParams(location.search).get('job') !== '{base_run}'")
-    page.wait_for_selector("#fw-runbar [data-status=done]")
     page.get_by_role("tab", name="Merge").click()
+    # The base alone stands at t = 0; while a run is under way its numbers are of the validation data.
+    page.wait_for_function(r"/t = [1-9]/.test(document.querySelector('#fw-scrubber').innerText)")
+    page.locator(".fw-tile", has_text="test images").wait_for()
     after = percent(tile.inner_text(), "")
     base = percent(page.locator(".fw-tile", has_text="individual").locator("dd").inner_text().replace(" →", " %"), "")
     print(f"accuracy on my shapes: before {base} %, after {after} %")
