@@ -18,6 +18,7 @@ from fwviz.backbones.family import Architecture, Backbone, Classifier, Family
 from fwviz.runs.extension import load_extension, save_extension
 from fwviz.space.files import SafetensorsFile
 from fwviz.space.layout import layer_of
+from fwviz.tasks.batches import Chunk
 from fwviz.tasks.extended import extended_features
 from fwviz.tasks.router import OracleRouter
 from fwviz.types import Extension, FwvizError, ParamLayout, PoolCard
@@ -47,7 +48,7 @@ class MergedModel:
             raise FwvizError(f"the merge has no head for task {task!r}: choose from {', '.join(self.heads)}.")
         with self.backbone.lock:
             features = extended_features(
-                self.backbone, self.theta, self.extension, {task: inputs}, chunk=self.backbone.chunk
+                self.backbone, self.theta, self.extension, {task: inputs}, chunk=Chunk(self.backbone.chunk)
             )
         assert features is not None
         head = self.heads[task]

@@ -23,6 +23,7 @@ from fwviz.runs.extension import Kept
 from fwviz.runs.recipe import Recipe
 from fwviz.runs.store import RunWriter
 from fwviz.runs.trace import Cost, Frame, Trace, matrix
+from fwviz.tasks.batches import out_of_memory
 from fwviz.tasks.extended import stored_bytes
 from fwviz.types import Extension, FwvizError, Score, Split, Status, Step, TaskVectors
 
@@ -175,7 +176,7 @@ class _Session:
             except FwvizError as error:
                 status, note = "failed", str(error)
             except (MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 status, note = "failed", "the run ran out of memory: take fewer checkpoints or set storage to streamed."
             yield self.finish(status, note, final)
@@ -349,11 +350,6 @@ class _Session:
         self._shown_at = frame.seconds
         if self._writer is not None:
             self._writer.append(frame)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """True for Python's, cuda's and the CPU allocator's error; the last is a plain RuntimeError."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def _check_finite(step: Step) -> None:

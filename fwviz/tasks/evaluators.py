@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fwviz.backbones.family import Backbone, Classifier, Model
-from fwviz.tasks.batches import passes
+from fwviz.tasks.batches import Chunk, passes
 from fwviz.tasks.data import TaskData, load_split, stratified_subset
 from fwviz.tasks.extended import extended_features
 from fwviz.tasks.heads import Head
@@ -68,7 +68,7 @@ class Evaluator:
         self._judge = judge_of(backbone, heads, self._cards)
         self._quick: dict[str, Samples] | None = None
         self._quick_count, self._seed, self._quick_split = quick_count, seed, QUICK_SPLIT
-        self._chunk = backbone.chunk if chunk is None else chunk
+        self._chunk = Chunk(backbone.chunk if chunk is None else chunk)
 
     def focused(self, tasks: Sequence[str], *, split: Split = QUICK_SPLIT, count: int = QUICK_COUNT) -> Evaluator:
         """The same tower judging some of the tasks, ``quick`` on ``count`` samples of a split: for many points.
@@ -172,13 +172,21 @@ class Evaluator:
     ) -> dict[str, Score] | None:
         """Scores at the weights the model holds."""
         names = tuple(samples)
-        judged: dict[str, list[Judged]] = {name: [] for name in names}
-        for pieces in passes([len(samples[name].labels) for name in names], self._chunk):
-            if should_stop is not None and should_stop():
-                return None
-            batches = [self._batch(names[k], samples[names[k]], start, stop) for k, start, stop in pieces]
-            for batch, found in zip(batches, self._judge.judge(batches), strict=True):
-                judged[batch.task].append(found)
+        counts = [len(samples[name].labels) for name in names]
+
+        def attempt(chunk: int) -> dict[str, list[Judged]] | None:
+            judged: dict[str, list[Judged]] = {name: [] for name in names}
+            for pieces in passes(counts, chunk):
+                if should_stop is not None and should_stop():
+                    return None
+                batches = [self._batch(names[k], samples[names[k]], start, stop) for k, start, stop in pieces]
+                for batch, found in zip(batches, self._judge.judge(batches), strict=True):
+                    judged[batch.task].append(found)
+            return judged
+
+        judged = self._chunk.fit(sum(counts), attempt)
+        if judged is None:
+            return None
         return {name: self._score(name, samples[name], judged[name]) for name in names}
 
     def _batch(self, task: str, samples: Samples, start: int, stop: int) -> Batch:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fwviz.backbones.family import Backbone
 from fwviz.space.experts import LowRankExpert, MaskExpert, SparseExpert
-from fwviz.tasks.batches import passes
+from fwviz.tasks.batches import Chunk, passes
 from fwviz.tasks.router import OracleRouter, RandomRouter, TrainedRouter
 from fwviz.tasks.surgery import SurgeryMap
 from fwviz.types import Expert, Extension, FeatureMap, FwvizError
@@ -30,7 +30,7 @@ def extended_features(
     extension: Extension,
     inputs: Mapping[str, Tensor],
     *,
-    chunk: int,
+    chunk: Chunk,
     should_stop: Callable[[], bool] | None = None,
 ) -> dict[str, Tensor] | None:
     """The unit features each task's head reads: task → (N, D) on the CPU.
@@ -46,7 +46,11 @@ def extended_features(
 
     def encode(rows: Mapping[str, Tensor]) -> bool:
         """Encode some rows of some tasks at the weights that are loaded; False if told to stop."""
-        for pieces in passes([len(rows[task]) for task in names], chunk):
+        counts = [len(rows[task]) for task in names]
+        return chunk.fit(sum(counts), lambda size: attempt(rows, counts, size))
+
+    def attempt(rows: Mapping[str, Tensor], counts: Sequence[int], size: int) -> bool:
+        for pieces in passes(counts, size):
             if should_stop is not None and should_stop():
                 return False
             taken = [(names[k], rows[names[k]][start:stop]) for k, start, stop in pieces]

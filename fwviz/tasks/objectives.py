@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fwviz.backbones.family import Backbone, Classifier, Model
 from fwviz.tasks import probe
-from fwviz.tasks.batches import passes
+from fwviz.tasks.batches import Chunk, passes
 from fwviz.tasks.data import TaskData
 from fwviz.tasks.judges import Batch, FeatureJudge, Judge
 from fwviz.types import FwvizError, LossName
@@ -24,7 +24,7 @@ class LabelledObjective:
     """The joint loss of some tasks, the mean over tasks of each task's mean loss, and its flat gradient.
 
     Satisfies :class:`fwviz.types.Objective`. The gradient is exact and does not depend on how samples are cut into
-    passes; memory is bounded by one pass.
+    passes; memory is bounded by one pass, and a pass that does not fit into it is made smaller.
 
     ``check`` is called before every pass (a fraction of a second apart); what it raises ends the call. It is how a run
     stops or pauses inside a long gradient, and may be replaced at any time.
@@ -60,7 +60,7 @@ class LabelledObjective:
         self._inputs = {task: samples.inputs for task, samples in data.items()}
         self._labels = {task: samples.labels.to(model.device) for task, samples in data.items()}
         self._unlabelled = self._inputs if unlabelled is None else {task: unlabelled[task] for task in data}
-        self._chunk = model.chunk if chunk is None else chunk
+        self._chunk = Chunk(model.chunk if chunk is None else chunk)
 
     def losses(
         self,
@@ -121,12 +121,14 @@ class LabelledObjective:
             raise ValueError(f"tasks must be distinct and at least one, not {names}")
         inputs = self._inputs if loss == "cross_entropy" else self._unlabelled
         rows = [_draw(inputs[name].shape[0], batch_size, generator) for name in names]
-        device = self._model.device
-        sums = torch.zeros(len(names), dtype=torch.float64, device=device)
-        with self._loaded(theta), torch.set_grad_enabled(backward):
+        counts = [len(r) for r in rows]
+
+        def attempt(chunk: int) -> Tensor:
+            """The sums of the losses (K,), and the gradient from zero on."""
+            sums = torch.zeros(len(names), dtype=torch.float64, device=self._model.device)
             if backward:
                 self._flat.zero_gradient()
-            for pieces in passes([len(r) for r in rows], self._chunk):
+            for pieces in passes(counts, chunk):
                 self.check()
                 batches = [self._batch(names[k], inputs, rows[k][start:stop], loss) for k, start, stop in pieces]
                 mean = self._flat.theta.new_zeros(())
@@ -135,8 +137,11 @@ class LabelledObjective:
                     mean = mean + total / (len(rows[k]) * len(names))
                 if backward:
                     mean.backward()
-        counts = torch.tensor([len(r) for r in rows], dtype=torch.float64)
-        return (sums.cpu() / counts).float()
+            return sums
+
+        with self._loaded(theta), torch.set_grad_enabled(backward):
+            sums = self._chunk.fit(sum(counts), attempt)
+        return (sums.cpu() / torch.tensor(counts, dtype=torch.float64)).float()
 
     def _batch(self, task: str, inputs: Mapping[str, Tensor], rows: Tensor, loss: LossName) -> Batch:
         labels = self._labels[task][rows.to(self._model.device)] if loss == "cross_entropy" else None
@@ -190,7 +195,10 @@ class CalibrationObjective(LabelledObjective):
         """
         inputs = self._drawn(task, count, generator, self._unlabelled if unlabelled else self._inputs)
         with self._loaded(theta):
-            return probe.features(self._backbone, self._heads[task], inputs, self._chunk, self.check)
+            head = self._heads[task]
+            return self._chunk.fit(
+                len(inputs), lambda chunk: probe.features(self._backbone, head, inputs, chunk, self.check)
+            )
 
     def labels(self, task: str) -> Tensor:
         """Labels of the calibration samples: (N,) int64, or float32 of numbers, CPU."""
@@ -219,7 +227,12 @@ class CalibrationObjective(LabelledObjective):
         inputs = self._drawn(task, count, generator, self._inputs)
         with self._loaded(theta):
             head = self._heads[task]
-            return probe.squared_gradients(self._backbone, self._flat, head, inputs, passes, generator, self.check)
+            return self._chunk.fit(
+                1 if passes is None else -(-len(inputs) // passes),
+                lambda chunk: probe.squared_gradients(
+                    self._backbone, self._flat, head, inputs, passes, generator, chunk, self.check
+                ),
+            )
 
     def input_grams(
         self, theta: Tensor, task: str, *, count: int | None = None, generator: torch.Generator | None = None
@@ -230,7 +243,9 @@ class CalibrationObjective(LabelledObjective):
         """
         inputs = self._drawn(task, count, generator, self._inputs)
         with self._loaded(theta):
-            return probe.input_grams(self._backbone, self._flat, inputs, self._chunk, self.check)
+            return self._chunk.fit(
+                len(inputs), lambda chunk: probe.input_grams(self._backbone, self._flat, inputs, chunk, self.check)
+            )
 
     def _drawn(
         self, task: str, count: int | None, generator: torch.Generator | None, inputs: Mapping[str, Tensor]

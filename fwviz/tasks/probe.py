@@ -58,6 +58,7 @@ def squared_gradients(
     inputs: Tensor,
     passes: int | None,
     generator: torch.Generator | None,
+    chunk: int,
     check: Callable[[], None],
 ) -> Tensor:
     """Mean over the inputs of Σ_c p_c·(∂ log p_c / ∂θ)², the diagonal of the Fisher information: (P,), CPU.
@@ -73,7 +74,7 @@ def squared_gradients(
     """
     total = torch.zeros_like(flat.theta)
     count = len(inputs)
-    shared = 1 if passes is None else min(max(-(-count // passes), 1), backbone.chunk)
+    shared = 1 if passes is None else min(max(-(-count // passes), 1), chunk)
     each = None if passes is None else max(passes // count, 1)
     for part in inputs.split(shared):
         check()

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from fwviz.runs.extension import load_extension, save_extension
 from fwviz.space.experts import LowRankExpert, MaskExpert, SparseExpert, pack_bits
+from fwviz.tasks.batches import Chunk
 from fwviz.tasks.data import load_split
 from fwviz.tasks.evaluators import Evaluator
 from fwviz.tasks.extended import extended_features, load_mixture, pack, stored_bytes, unpack
@@ -79,7 +80,7 @@ def test_every_row_is_encoded_by_its_own_mixture(tiny_pool: Any) -> None:
     table[8:, 1] = 1  # "stripes" gets no expert: the backbone answers
     router = ByRow(TASKS, table)
     extension = Extension(router, {task: Whole(own[task]) for task in ("colour", "shape")})
-    got = extended_features(backbone, base, extension, {"shape": images}, chunk=5)
+    got = extended_features(backbone, base, extension, {"shape": images}, chunk=Chunk(5))
     assert got is not None
     expected = torch.cat(
         [
@@ -113,7 +114,7 @@ def test_a_map_corrects_the_task_whose_head_answers(tiny_pool: Any) -> None:
     down, up = torch.randn(2, 3, 24, generator=torch.Generator().manual_seed(0))
     extension = Extension(OracleRouter(TASKS), maps={"shape": SurgeryMap(down, up.T.contiguous())})
     images = load_split(tiny_pool.card, tiny_pool.card.task("shape"), "test").inputs[:5]
-    got = extended_features(backbone, base, extension, {"shape": images, "colour": images}, chunk=4)
+    got = extended_features(backbone, base, extension, {"shape": images, "colour": images}, chunk=Chunk(4))
     assert got is not None
     plain = features_at(backbone, base, images)
     expected = F.normalize(plain - torch.relu(plain @ down.T) @ up, dim=-1)
