@@ -9,6 +9,7 @@ import gradio as gr
 
 from fwviz.runs.trace import Frame, Trace
 from fwviz.ui import web, wire
+from fwviz.ui.panels.sidebar import choice_line
 from fwviz.ui.state import View
 
 Tick = tuple[float, int, int, float | None, float | None, float | None]
@@ -77,7 +78,7 @@ def scrubbed() -> str:
 def source_line(trace: Trace, method_title: str) -> str:
     """Where a trace comes from, in one line: method, pool, size, date and device."""
     recipe = trace.recipe
-    parts = [f"{method_title} of {len(recipe.checkpoints)} checkpoints for {len(recipe.tasks)} tasks"]
+    parts = [f"{method_title} of {choice_line(recipe)}"]
     if trace.pool_title:
         parts.append(trace.pool_title)
     when = day(trace.created)

@@ -70,6 +70,12 @@ def make_runbar() -> gr.HTML:
     )
 
 
+def choice_line(recipe: Recipe) -> str:
+    """How many checkpoints are merged for how many tasks."""
+    counts = ((len(recipe.checkpoints), "checkpoint"), (len(recipe.tasks), "task"))
+    return " for ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)
+
+
 def runbar_value(job: Job | None, *, ahead: int = 0, error: str = "", note: str = "") -> str:
     """State of the run bar. ``error`` is shown whatever the state; ``ahead`` jobs come before a queued one."""
     if job is None:
@@ -79,7 +85,7 @@ def runbar_value(job: Job | None, *, ahead: int = 0, error: str = "", note: str 
         if ahead
         else "Waiting for a free place: you are next.",
         "starting": "Opening the pool …",
-        "running": f"{len(job.recipe.checkpoints)} checkpoints for {len(job.recipe.tasks)} tasks",
+        "running": choice_line(job.recipe),
         "paused": "Held: press Step for one iteration, or Resume.",
         "stopping": "Stopped. Scoring the last step on the test data …",
         "done": job.note or "Scored on the test data.",
