@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
@@ -25,7 +24,7 @@ import torch
 
 from fwviz.bench import _peers
 from fwviz.bench.memory import layout_from, plain_layout
-from fwviz.bench.synthetic import random_base, vit_layout, write_pool
+from fwviz.bench.synthetic import random_base, random_tower, vit_layout, write_pool
 from fwviz.types import FwvizError, ParamLayout
 
 # Images per checkpoint and per pass, for the methods that look at data; random ones, as the weights are.
@@ -86,9 +85,6 @@ def _looking(folder: Path, layout: ParamLayout, count: int) -> Any:
     is left out."""
     from safetensors.torch import load_file
 
-    from fwviz.backbones.clip_config import VisionShape
-    from fwviz.backbones.clip_vision import ClipVision
-    from fwviz.space.layout import unflatten
     from fwviz.tasks.data import TaskData
     from fwviz.tasks.objectives import CalibrationObjective
 
@@ -97,22 +93,7 @@ def _looking(folder: Path, layout: ParamLayout, count: int) -> Any:
             return torch.zeros(len(self.tasks))
 
     given = load_file(folder / "inputs.safetensors")
-    tensors = unflatten(layout, random_base(layout))
-    width, _, patch, _ = tensors["vision_model.embeddings.patch_embedding.weight"].shape
-    shape = VisionShape(
-        width=width,
-        hidden=4 * width,
-        depth=sum(name.endswith("fc1.weight") for name in layout.names),
-        heads=max(width // 64, 1),
-        activation="quick_gelu",
-        eps=1e-5,
-        projection=tensors["visual_projection.weight"].shape[0],
-        channels=3,
-        image_size=given["images"].shape[-1],
-        patch_size=patch,
-    )
-    tower = ClipVision(shape, tensors, logit_scale=math.log(100.0))
-    tower.bind(layout)
+    tower = random_tower(layout)
     labels, keys = torch.zeros(SAMPLES, dtype=torch.long), ("random",) * SAMPLES
     data = {f"t{i}": TaskData(f"t{i}", "calibration", given["images"][i], labels, keys) for i in range(count)}
     objective = Looking(tower, data, dict.fromkeys(data, given["head"]), chunk=BATCH)

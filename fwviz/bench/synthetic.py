@@ -1,27 +1,34 @@
-"""A pool with the shapes of CLIP ViT-B/32 and random weights, for measuring speed and memory only."""
+"""Pools with the shapes of CLIP towers or of LoRA adapters and random weights, for measuring speed and memory only."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fwviz.backbones.clip_config import VisionShape
+from fwviz.backbones.clip_vision import ClipVision
 from fwviz.space.files import CheckpointFile
 from fwviz.space.layout import build_layout, unflatten
+from fwviz.space.lowrank import LowRank, LowRankTaskVectors
+from fwviz.space.vectors import ResidentTaskVectors
 from fwviz.types import ParamLayout
 
 SHIFT = 9973
 
 
-def vit_layout(width: int = 768, blocks: int = 12, patch: int = 32, image: int = 224) -> ParamLayout:
+def vit_layout(
+    width: int = 768, blocks: int = 12, patch: int = 32, image: int = 224, projection: int | None = None
+) -> ParamLayout:
     """The layout of a CLIP vision tower; the defaults are ViT-B/32 with P = 87 849 216."""
     shapes: dict[str, tuple[int, ...]] = {
         "vision_model.embeddings.class_embedding": (width,),
         "vision_model.embeddings.patch_embedding.weight": (width, 3, patch, patch),
         "vision_model.embeddings.position_embedding.weight": ((image // patch) ** 2 + 1, width),
-        "visual_projection.weight": (width * 2 // 3, width),
+        "visual_projection.weight": (projection or width * 2 // 3, width),
     }
     for norm in ("pre_layrnorm", "post_layernorm"):
         shapes |= {f"vision_model.{norm}.{kind}": (width,) for kind in ("weight", "bias")}
@@ -59,3 +66,53 @@ def random_move(layout: ParamLayout) -> Tensor:
 def random_base(layout: ParamLayout, dtype: torch.dtype = torch.float16) -> Tensor:
     """θ₀ (P,) float32, with values that ``dtype`` can hold."""
     return (0.02 * torch.randn(layout.size, generator=torch.Generator().manual_seed(0))).to(dtype).float()
+
+
+def random_vectors(
+    layout: ParamLayout, count: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> ResidentTaskVectors:
+    """The task vectors of such a pool in the memory of a device, made without files."""
+    move = random_move(layout)
+    matrix = torch.empty(count, layout.size, dtype=dtype, device=device)
+    for i in range(count):
+        matrix[i] = move.roll(i * SHIFT)
+    return ResidentTaskVectors(layout, [f"c{i}" for i in range(count)], random_base(layout).to(device), matrix)
+
+
+def random_tower(layout: ParamLayout, device: torch.device | str = "cpu") -> ClipVision:
+    """The tower of a layout at the random base, bound to it."""
+    tensors = unflatten(layout, random_base(layout))
+    width, channels, patch, _ = tensors["vision_model.embeddings.patch_embedding.weight"].shape
+    places = tensors["vision_model.embeddings.position_embedding.weight"].shape[0] - 1
+    shape = VisionShape(
+        width=width,
+        hidden=4 * width,
+        depth=sum(name.endswith("fc1.weight") for name in layout.names),
+        heads=max(width // 64, 1),
+        activation="quick_gelu",
+        eps=1e-5,
+        projection=tensors["visual_projection.weight"].shape[0],
+        channels=channels,
+        image_size=math.isqrt(places) * patch,
+        patch_size=patch,
+    )
+    tower = ClipVision(shape, tensors, logit_scale=math.log(100.0), device=device)
+    tower.bind(layout)
+    return tower
+
+
+def lora_vectors(
+    width: int, blocks: int, rank: int, count: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> LowRankTaskVectors:
+    """LoRA adapters of the square matrices of a language model's attention; the base, which no score needs, is 0."""
+    names = [f"model.layers.{i}.self_attn.{part}_proj.weight" for i in range(blocks) for part in "qkvo"]
+    layout = build_layout(dict.fromkeys(names, (width, width)))
+    random = torch.Generator(device).manual_seed(5)
+
+    def factors() -> LowRank:
+        up, down = (torch.randn(shape, generator=random, device=device) for shape in ((width, rank), (rank, width)))
+        return LowRank((1e-3 * up).to(dtype), down.to(dtype))
+
+    adapters = [{name: factors() for name in names} for _ in range(count)]
+    base = torch.zeros(layout.size, dtype=dtype, device=device)
+    return LowRankTaskVectors(layout, [f"c{i}" for i in range(count)], base, adapters)

@@ -11,7 +11,7 @@ from pathlib import Path
 from fwviz.cli.output import parser_of
 from fwviz.types import FwvizError
 
-BENCHES = ("kernels", "language", "layerwise", "memory", "methods", "scaling", "speed")
+BENCHES = ("device", "kernels", "language", "layerwise", "memory", "methods", "scaling", "speed")
 
 
 def train_pool(argv: Sequence[str]) -> int:
@@ -54,7 +54,7 @@ def train_pool(argv: Sequence[str]) -> int:
 
 
 def bench(argv: Sequence[str]) -> int:
-    """measure: kernels, language, layerwise, memory, methods, scaling or speed"""
+    """measure: device, kernels, language, layerwise, memory, methods, scaling or speed"""
     if not argv or argv[0] not in BENCHES:
         print(f"usage: fwviz bench {{{','.join(BENCHES)}}} …", file=sys.stderr)
         return 2
