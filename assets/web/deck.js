@@ -21,6 +21,7 @@
     const get = (act) => element.querySelector(`[data-act=${act}]`);
     const message = element.querySelector(".fw-message");
     const state = element.querySelector(".fw-state");
+    const forecast = element.querySelector(".fw-forecast");
     let value = { v: 0, status: "idle" };
 
     function show() {
@@ -37,6 +38,8 @@
       message.textContent = value.message || "";
       message.dataset.tone = value.tone || "info";
       message.hidden = !value.message;
+      forecast.textContent = fwviz.forecast || "";
+      forecast.hidden = live || value.tone === "error" || !fwviz.forecast;
       fwviz.live = live;
     }
 
@@ -62,6 +65,7 @@
       }
       trigger(act, {});
     });
+    fwviz.on("forecast", show);
     watch("value", take);
     take();
     show();

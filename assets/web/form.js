@@ -294,6 +294,7 @@
       if (next.own) own.take(next.own);
       if (next.recipe) recipe = next.recipe;
       if (next.query !== undefined) fwviz.setRecipeQuery(next.query);
+      if (next.forecast !== undefined) fwviz.emit("forecast", (fwviz.forecast = next.forecast));
       if (!value.pool || !recipe) return;
       if (drawn !== value.pool.id) {
         drawn = value.pool.id;
@@ -306,12 +307,13 @@
       if (next.pool) rank();
     }
 
-    // While a run is under way nothing is ranked: ask again when it has ended.
-    const rank = () => recipe?.tasks.some((task) => !value.relevance?.[task]) && trigger("edit", { recipe: JSON.stringify(recipe), what: "open" });
+    // While a run is under way nothing is ranked: ask again when it has ended, and how long another would take.
+    const ask = () => trigger("edit", { recipe: JSON.stringify(recipe), what: "open" });
+    const rank = () => recipe?.tasks.some((task) => !value.relevance?.[task]) && ask();
     let wasLive = false;
     fwviz.on("status", ({ status }) => {
       const live = ["queued", "starting", "running", "paused", "stopping"].includes(status);
-      if (wasLive && !live) rank();
+      if (wasLive && !live && recipe) ask();
       wasLive = live;
     });
     watch("value", take);

@@ -99,6 +99,21 @@ class RunStore:
         """Summaries of all readable runs, newest first."""
         return tuple(self._summaries())
 
+    def summary(self, run_id: str) -> RunSummary:
+        """One line of :meth:`list`. Raises FwvizError if there is no such run or it is damaged."""
+        folder = self._folder(run_id)
+        trace = _with_result(folder, _read_header(folder))
+        return RunSummary(
+            id=run_id,
+            created=trace.created,
+            recipe=trace.recipe,
+            status=trace.status,
+            note=trace.note,
+            accuracy=_read_result(folder).get("accuracy"),
+            seconds=trace.cost.seconds,
+            pool_fingerprint=trace.pool_fingerprint,
+        )
+
     def load(self, run_id: str) -> Trace:
         """The trace of a run, also of one under way or cut off. Raises FwvizError if there is none or it is damaged."""
         folder = self._folder(run_id)
@@ -132,18 +147,7 @@ class RunStore:
     def _summaries(self) -> Iterator[RunSummary]:
         for run_id in self.ids():
             with contextlib.suppress(FwvizError):
-                folder = self.root / run_id
-                trace = _with_result(folder, _read_header(folder))
-                yield RunSummary(
-                    id=run_id,
-                    created=trace.created,
-                    recipe=trace.recipe,
-                    status=trace.status,
-                    note=trace.note,
-                    accuracy=_read_result(folder).get("accuracy"),
-                    seconds=trace.cost.seconds,
-                    pool_fingerprint=trace.pool_fingerprint,
-                )
+                yield self.summary(run_id)
 
     def _make_room(self) -> None:
         sizes = {run_id: _size(self.root / run_id) for run_id in self.ids()}

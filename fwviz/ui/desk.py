@@ -275,7 +275,8 @@ class Desk:
         if shown is None or not shown.edits:
             raise FwvizError("nothing has been changed by hand yet: move a coefficient first.")
         recipe = self.measured.edit(shown, by_hand(shown)).recipe
-        return {"form": recipe_value(recipe, link_of(recipe)), "runbar": self.sending.runbar(self.looking.job(session))}
+        form = recipe_value(recipe, link_of(recipe), self.forms.forecast(recipe))
+        return {"form": form, "runbar": self.sending.runbar(self.looking.job(session))}
 
     def change(self, session: Session, data: Any) -> Messages:
         """A control was moved: the charts that depend on it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -10,7 +11,9 @@ from typing import Any
 from fwviz.pools.open import first_pool, missing_base, open_pool, pool_card, pool_ids
 from fwviz.registry import entries, entry
 from fwviz.runs.assemble import assemble
+from fwviz.runs.estimate import expected_seconds, in_words
 from fwviz.runs.recipe import Recipe
+from fwviz.runs.store import RunSummary
 from fwviz.types import FwvizError
 from fwviz.ui import state
 from fwviz.ui.jobs import JobBoard
@@ -30,6 +33,7 @@ class Forms:
         self.shelf = shelf
         self._rankings: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {}
         self._ranking = threading.Lock()
+        self._ended: dict[str, RunSummary] = {}
 
     def first(self, session: Session, opening: Opening) -> Recipe:
         """The recipe of the link, else that of the run shown, else the pool's default."""
@@ -93,7 +97,17 @@ class Forms:
 
     def relevance(self, recipe: Recipe, query: str | None = None) -> str:
         """What is known of the checkpoints' ranks, with the link of a recipe that was edited."""
-        return relevance_value(self._known(recipe), query)
+        return relevance_value(self._known(recipe), self.forecast(recipe), query)
+
+    def forecast(self, recipe: Recipe) -> str:
+        """Where the recipe would run, and about how long by the runs of this machine's store."""
+        known: dict[str, RunSummary] = {}
+        for run_id in self.board.store.ids():
+            with contextlib.suppress(FwvizError):
+                known[run_id] = self._ended.get(run_id) or self.board.store.summary(run_id)
+        self._ended = {run_id: run for run_id, run in known.items() if run.status != "running"}
+        seconds = expected_seconds(recipe, known.values())
+        return f"on {recipe.device}" if seconds is None else f"on {recipe.device}, {in_words(seconds)}"
 
     def value(self, session: Session, recipe: Recipe, query: str | None, own: Mapping[str, Any] | None = None) -> str:
         """All that the form is sent; ``own`` is what came of something a visitor brought."""
@@ -104,6 +118,7 @@ class Forms:
             pools=pools,
             recipe=recipe,
             relevance=self._known(recipe),
+            forecast=self.forecast(recipe),
             query=query,
             own={"key": session.own, **(own or {})},
         )

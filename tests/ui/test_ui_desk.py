@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from fwviz.runs.estimate import in_words
 from fwviz.runs.recipe import Recipe
 from fwviz.runs.runner import execute
 from fwviz.runs.store import RunStore
@@ -278,6 +279,19 @@ def test_an_update_of_a_live_page_is_small(desk: Desk, pool_id: str, tab: Any) -
     finally:
         job.final, job.ended = final, True
     assert later > 5
+
+
+def test_before_launch_the_page_says_where_and_how_long(desk: Desk, pool_id: str) -> None:
+    """Nothing is guessed: the first run of its kind has no time."""
+    recipe = recipe_for(pool_id)
+    session = Session()
+    edited = {"recipe": json.dumps(recipe.to_dict()), "what": "tasks"}
+    assert said(desk.check(session, edited)[1], "form")["forecast"] == "on cpu"
+    trace = execute(recipe, writer=desk.board.store.create(recipe))
+    assert said(desk.check(session, edited)[1], "form")["forecast"] == f"on cpu, {in_words(trace.cost.seconds)}"
+    assert json.loads(desk.forms.value(session, recipe, None))["forecast"].startswith("on cpu, about ")
+    desk.board.store.delete(trace.id)
+    assert desk.forms.forecast(recipe) == "on cpu", "a run that is gone says nothing"
 
 
 def test_the_oracle_ranks_each_task_once(desk: Desk, pool_id: str) -> None:

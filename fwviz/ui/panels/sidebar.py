@@ -59,7 +59,8 @@ def make_runbar() -> gr.HTML:
     return gr.HTML(
         value=runbar_value(None),
         html_template='<div class="fw-runbar"><div class="fw-line" role="status" aria-live="polite">'
-        '<span class="fw-state" data-status="idle">Ready</span><span class="fw-message" hidden></span></div>'
+        '<span class="fw-state" data-status="idle">Ready</span><span class="fw-message" hidden></span>'
+        '<span class="fw-forecast" title="Judged by earlier runs on this machine" hidden></span></div>'
         f'<div class="fw-buttons" role="group" aria-label="Run the merge">{buttons}</div></div>',
         js_on_load="const send = {run: (d) => trigger('run', d), step: (d) => trigger('step', d), "
         "pause: (d) => trigger('pause', d), stop: (d) => trigger('stop', d)}; "
@@ -102,10 +103,14 @@ def form_value(
     pools: Sequence[tuple[str, str]],
     recipe: Recipe,
     relevance: Mapping[str, Sequence[str]],
+    forecast: str,
     query: str | None = None,
     own: Mapping[str, Any] | None = None,
 ) -> str:
-    """Everything that can be chosen, and the recipe to show. ``pools`` are (id, title)."""
+    """Everything that can be chosen, and the recipe to show. ``pools`` are (id, title).
+
+    ``forecast`` says where the recipe would run, and how long if that is known.
+    """
     tasks = [
         {
             "id": t.id,
@@ -149,6 +154,7 @@ def form_value(
         general=_general(),
         recipe=recipe.to_dict(),
         relevance={task: list(ranking) for task, ranking in relevance.items()},
+        forecast=forecast,
         **fields,
     )
 
@@ -158,15 +164,16 @@ def own_value(own: Mapping[str, Any]) -> str:
     return wire.message(own=dict(own))
 
 
-def recipe_value(recipe: Recipe, query: str) -> str:
+def recipe_value(recipe: Recipe, query: str, forecast: str) -> str:
     """Another recipe of the pool that is shown."""
-    return wire.message(recipe=recipe.to_dict(), query=query)
+    return wire.message(recipe=recipe.to_dict(), query=query, forecast=forecast)
 
 
-def relevance_value(relevance: Mapping[str, Sequence[str]], query: str | None = None) -> str:
-    """Only the chips: per task the checkpoints, most wanted first."""
+def relevance_value(relevance: Mapping[str, Sequence[str]], forecast: str, query: str | None = None) -> str:
+    """Only the chips, per task the checkpoints, most wanted first, and what is expected of a run."""
     fields: dict[str, Any] = {} if query is None else {"query": query}
-    return wire.message(relevance={task: list(ranking) for task, ranking in relevance.items()}, **fields)
+    rankings = {task: list(ranking) for task, ranking in relevance.items()}
+    return wire.message(relevance=rankings, forecast=forecast, **fields)
 
 
 def _method(item: Entry) -> dict[str, Any]:
