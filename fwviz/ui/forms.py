@@ -107,7 +107,7 @@ class Forms:
                 known[run_id] = self._ended.get(run_id) or self.board.store.summary(run_id)
         self._ended = {run_id: run for run_id, run in known.items() if run.status != "running"}
         seconds = expected_seconds(recipe, known.values())
-        return f"on {recipe.device}" if seconds is None else f"on {recipe.device}, {in_words(seconds)}"
+        return f"Runs on {recipe.device}" if seconds is None else f"Runs on {recipe.device}, {in_words(seconds)}"
 
     def value(self, session: Session, recipe: Recipe, query: str | None, own: Mapping[str, Any] | None = None) -> str:
         """All that the form is sent; ``own`` is what came of something a visitor brought."""

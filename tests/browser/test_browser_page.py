@@ -76,11 +76,11 @@ def test_run_is_live_and_leaves_a_link_that_reattaches(opened: Any) -> None:
 def test_the_run_bar_says_where_and_how_long_before_it_begins(opened: Any) -> None:
     page = opened
     forecast = "document.querySelector('#fw-runbar .fw-forecast')"
-    page.wait_for_function(f"!{forecast}.hidden && {forecast}.textContent.startsWith('on cpu')")
+    page.wait_for_function(f"!{forecast}.hidden && {forecast}.textContent.startsWith('Runs on cpu')")
     run = "document.querySelector('#fw-runbar [data-act=run]').click()"
     assert page.evaluate(f"() => {{ {run}; return {forecast}.hidden }}"), "what is under way needs no forecast"
     page.wait_for_function("document.querySelector('#fw-runbar .fw-state').dataset.status === 'done'")
-    page.wait_for_function(f"!{forecast}.hidden && /^on cpu, about \\d+ s$/.test({forecast}.textContent)")
+    page.wait_for_function(f"!{forecast}.hidden && /^Runs on cpu, about \\d+ s$/.test({forecast}.textContent)")
 
 
 def test_stop_acts_and_a_reload_during_a_run_reattaches(opened: Any) -> None:

@@ -286,12 +286,12 @@ def test_before_launch_the_page_says_where_and_how_long(desk: Desk, pool_id: str
     recipe = recipe_for(pool_id)
     session = Session()
     edited = {"recipe": json.dumps(recipe.to_dict()), "what": "tasks"}
-    assert said(desk.check(session, edited)[1], "form")["forecast"] == "on cpu"
+    assert said(desk.check(session, edited)[1], "form")["forecast"] == "Runs on cpu"
     trace = execute(recipe, writer=desk.board.store.create(recipe))
-    assert said(desk.check(session, edited)[1], "form")["forecast"] == f"on cpu, {in_words(trace.cost.seconds)}"
-    assert json.loads(desk.forms.value(session, recipe, None))["forecast"].startswith("on cpu, about ")
+    assert said(desk.check(session, edited)[1], "form")["forecast"] == f"Runs on cpu, {in_words(trace.cost.seconds)}"
+    assert json.loads(desk.forms.value(session, recipe, None))["forecast"].startswith("Runs on cpu, about ")
     desk.board.store.delete(trace.id)
-    assert desk.forms.forecast(recipe) == "on cpu", "a run that is gone says nothing"
+    assert desk.forms.forecast(recipe) == "Runs on cpu", "a run that is gone says nothing"
 
 
 def test_the_oracle_ranks_each_task_once(desk: Desk, pool_id: str) -> None:
