@@ -1,0 +1,48 @@
+"""No operation mixes devices, checked where there is no GPU: on tensors that have a device, but no numbers.
+
+What such tensors cannot do, backward passes and sizes that depend on numbers, needs a real one (``-m gpu``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fwviz.bench.synthetic import random_vectors, vit_layout
+from fwviz.types import Granularity
+
+fake = pytest.importorskip("torch._subclasses.fake_tensor")
+
+LAYOUT = vit_layout(width=24, blocks=1, patch=8, image=16)
+
+
+@pytest.fixture
+def no_numbers() -> Iterator[None]:
+    with fake.FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("granularity", ["model", "tensor"])
+@pytest.mark.parametrize("source", ["cpu", "cuda"])
+def test_task_vectors_stay_on_their_device(
+    no_numbers: None, dtype: torch.dtype, granularity: Granularity, source: str
+) -> None:
+    """Whatever device the gradient comes from; what is small comes back on the CPU."""
+    vectors, groups = random_vectors(LAYOUT, 3, dtype, "cuda"), LAYOUT.groups(granularity)
+    gradient = torch.randn(LAYOUT.size, device=source)
+    for found, shape in (
+        (vectors.scores(gradient, groups), (len(groups), 3)),
+        (vectors.cosines(gradient, groups), (len(groups), 3)),
+        (vectors.gram(groups), (len(groups), 3, 3)),
+    ):
+        assert (found.device.type, tuple(found.shape)) == ("cpu", shape)
+    assert vectors.vector(1).device.type == "cuda"
+    assert vectors.base.device.type == "cuda"
+
+
+def test_the_check_itself_can_fail(no_numbers: None) -> None:
+    with pytest.raises(RuntimeError, match="device"):
+        torch.zeros(3, device="cuda") + torch.zeros(3)
