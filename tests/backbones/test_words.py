@@ -23,6 +23,7 @@ from fwviz.runs.export import export_weights
 from fwviz.runs.recipe import Recipe
 from fwviz.runs.runner import execute
 from fwviz.tasks import metrics
+from fwviz.tasks.batches import Chunk
 from fwviz.tasks.data import load_split
 from fwviz.types import FwvizError, Probe
 from tests.tiny_words_pool import CLASSES, auto_class, loss_of, make_tiny_words_pool, write_tokenizer
@@ -104,7 +105,7 @@ def test_cutting_into_passes_changes_nothing(root: Path) -> None:
     assembly = assembled(root)
     objective: Any = assembly.problem.objective
     whole = objective.losses(assembly.pool.base)
-    objective._chunk = 3
+    objective._chunk = Chunk(3)
     torch.testing.assert_close(objective.losses(assembly.pool.base), whole, atol=1e-6, rtol=1e-5)
 
 
