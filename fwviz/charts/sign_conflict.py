@@ -10,8 +10,8 @@ from fwviz.charts import _style as style
 from fwviz.registry import chart
 
 READING = (
-    "Each cell: the share of weights that two checkpoints moved in opposite directions. No colour is 50 %, which is what "
-    "chance gives; blue agrees more, orange cancels more when the two are added."
+    "Each cell: the share of weights that two checkpoints moved in opposite directions. No colour is 50 %, which is "
+    "what chance gives; blue agrees more, orange cancels more when the two are added."
 )
 
 

@@ -10,8 +10,8 @@ from fwviz.charts import _style as style
 from fwviz.registry import chart
 
 READING = (
-    "Blue: two task vectors point the same way and help each other when they are added; no colour: they have nothing to "
-    "do with one another; orange: they undo each other."
+    "Blue: two task vectors point the same way and help each other when they are added; no colour: they have nothing "
+    "to do with one another; orange: they undo each other."
 )
 
 
