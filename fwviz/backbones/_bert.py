@@ -130,6 +130,30 @@ def find_prefix(names: Mapping[str, object]) -> str:
 
 
 @dataclass(frozen=True)
+class BertFolder:
+    """The folder of a pretrained encoder, opened: what the families that merge one have in common."""
+
+    folder: Path
+    shape: BertShape
+    prefix: str
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """Sizes and activation of the encoder."""
+        return vars(self.shape)
+
+    @property
+    def tensors(self) -> Mapping[str, tuple[int, ...]]:
+        """Name → shape of the encoder's tensors, without its pooler."""
+        return bert_tensors(self.shape, self.prefix)
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """No tensor of an encoder has two names."""
+        return {}
+
+
+@dataclass(frozen=True)
 class Packed:
     """The last hidden states of a batch: ``states`` (tokens, W) of texts sorted by length.
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fwviz.backbones._bert import BertShape, bert_tensors, encode_packed, find_prefix, read_bert_shape
+from fwviz.backbones._bert import BertFolder, BertShape, bert_tensors, encode_packed, find_prefix, read_bert_shape
 from fwviz.backbones._tensors import check_tensors, module_of
 from fwviz.backbones._texts import Text, class_texts, encode, padded, read_tokenizer
 from fwviz.backbones.family import Family, Watch
@@ -110,29 +110,11 @@ class Tokenise:
 
 
 @dataclass(frozen=True)
-class SentenceArchitecture:
+class SentenceArchitecture(BertFolder):
     """The folder of a sentence encoder, opened."""
 
-    folder: Path
-    shape: BertShape
-    prefix: str
     logit_scale: float
     tokenise: Tokenise
-
-    @property
-    def facts(self) -> Mapping[str, object]:
-        """Sizes and activation of the encoder."""
-        return vars(self.shape)
-
-    @property
-    def tensors(self) -> Mapping[str, tuple[int, ...]]:
-        """Name → shape of the encoder's tensors."""
-        return bert_tensors(self.shape, self.prefix)
-
-    @property
-    def aliases(self) -> Mapping[str, str]:
-        """No tensor of it has two names."""
-        return {}
 
     def backbone(self, tensors: Mapping[str, Tensor], device: torch.device | str) -> SentenceEncoder:
         """The encoder with these weights."""

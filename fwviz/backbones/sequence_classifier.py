@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fwviz.backbones._bert import PREFIXES, BertShape, bert_tensors, encode_packed, find_prefix, read_bert_shape
+from fwviz.backbones._bert import (
+    PREFIXES,
+    BertFolder,
+    bert_tensors,
+    encode_packed,
+    find_prefix,
+    read_bert_shape,
+)
 from fwviz.backbones._tensors import check_tensors
 from fwviz.backbones._texts import Text, encode_typed, read_tokenizer
 from fwviz.backbones.clip_config import read_json
@@ -63,27 +70,8 @@ class TokenisePairs:
 
 
 @dataclass(frozen=True)
-class ClassifierArchitecture:
+class ClassifierArchitecture(BertFolder):
     """The folder of a pretrained encoder, opened."""
-
-    folder: Path
-    shape: BertShape
-    prefix: str
-
-    @property
-    def facts(self) -> Mapping[str, object]:
-        """Sizes and activation of the encoder."""
-        return vars(self.shape)
-
-    @property
-    def tensors(self) -> Mapping[str, tuple[int, ...]]:
-        """Name → shape of the encoder's tensors, without its pooler."""
-        return bert_tensors(self.shape, self.prefix)
-
-    @property
-    def aliases(self) -> Mapping[str, str]:
-        """No tensor of an encoder has two names."""
-        return {}
 
     def backbone(self, tensors: Mapping[str, Tensor], device: torch.device | str) -> SequenceClassifier:
         """The encoder with these weights."""
