@@ -16,6 +16,7 @@ from fwviz.registry import entry, parse_settings
 from fwviz.space.sparsify import disjoint_merge, drop_and_rescale, elect_sign, ranked_drop
 from fwviz.space.vectors import ResidentTaskVectors
 from fwviz.types import ParamLayout, Problem
+from tests.equality import largest_difference
 from tests.toy import toy_problem
 
 GOLDEN = Path(__file__).parent / "golden" / "baselines.npz"
@@ -91,8 +92,7 @@ def test_equals_the_oracle(
 ) -> None:
     expected = torch.from_numpy(golden[oracle])
     found = merged(problem, method, **settings) - (problem.vectors.base if delta else 0.0)
-    largest = float((found - expected).abs().max())
-    print(f"{method} | {oracle} | {largest:.1e}")  # pytest -rP shows the table of equality
+    largest = largest_difference(method, oracle, found, expected)
     assert float(expected.abs().max()) > 0.05
     assert largest < (SVD_TOLERANCE if method == "tsv_m" else TOLERANCE), largest
 
@@ -106,6 +106,7 @@ def test_ties_over_the_whole_vector_equals_peft_up_to_its_count(
     whole = ParamLayout(("all",), ((size,),), (0, size), ("all",))
     one = Problem(ResidentTaskVectors(whole, vectors.names, vectors.base, vectors.matrix), problem.objective)
     found = merged(one, "ties", density=0.2, trim_scope="tensor", zero_sign="plus") - vectors.base
+    largest_difference("ties", "peft/ties_20", found, golden["peft/ties_20"])
     torch.testing.assert_close(found, torch.from_numpy(golden["peft/ties_20"]), atol=TOLERANCE, rtol=0)
 
 
@@ -118,6 +119,7 @@ def test_dropped_and_rescaled_as_in_peft(golden: Mapping[str, np.ndarray], probl
         block = drop_and_rescale(vectors.matrix.clone(), 0.7, draws)
         found = block.sum(dim=0) if method == "dare_linear" else disjoint_merge(block, elect_sign(block), "mean")
         expected = torch.from_numpy(golden[f"peft/{method}"])
+        largest_difference("dare", f"peft/{method}", found, expected)
         torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=1e-6)
 
 
@@ -129,7 +131,8 @@ def test_entries_are_kept_as_often_as_in_mergekit(golden: Mapping[str, np.ndarra
     della = ranked_drop(row.expand(count, -1).clone(), 0.6, 0.2, draws).ne(0).sum(dim=0)
     dare = drop_and_rescale(row.expand(count, -1).clone(), 0.4, draws).ne(0).sum(dim=0)
     noise = 5 * sqrt(2 * count * 0.25)
-    for ours, oracle in ((della, "della_linear"), (dare, "dare_linear")):
+    for method, ours, oracle in (("della", della, "della_linear"), ("dare", dare, "dare_linear")):
         theirs = torch.from_numpy(golden[f"mergekit/{oracle}_kept"])
-        assert float((ours - theirs).abs().max()) < noise
+        largest = largest_difference(f"{method}, draws kept of {count}", f"mergekit/{oracle}", ours, theirs)
+        assert largest < noise
     assert float(della.max() - della.min()) > 3 * noise  # so that a reversed rank would fail

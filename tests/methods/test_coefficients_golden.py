@@ -21,6 +21,7 @@ from fwviz.methods.concrete import Settings as ConcreteSettings
 from fwviz.space.transformed import elected, masked
 from fwviz.space.vectors import ResidentTaskVectors
 from fwviz.types import LossName, ParamLayout, Problem
+from tests.equality import largest_difference
 from tests.methods.test_official_golden import GOLDEN, NAMES, SHAPES, Perceptron
 
 SEED, STEPS = 7, 40
@@ -84,25 +85,32 @@ def test_the_identity_is_autograd_through_the_released_merged_model(
     theta = torch.empty_like(problem.vectors.base)
     landscape = solver.Landscape(family, problem.vectors, groups, problem.objective, "cross_entropy", theta)
     _, gradient = landscape.slope(golden["rows"].T.double())
+    largest_difference("gradient of coefficients", "fusion_bench/layer_wise_fusion", gradient, golden["gradient"].T)
     torch.testing.assert_close(gradient.float(), golden["gradient"].T, rtol=1e-5, atol=1e-7)
 
 
 def test_layer_wise_adamerging(problem: Problem, golden: dict[str, Tensor]) -> None:
-    torch.testing.assert_close(adapted(problem, "tensor"), golden["layer"].T, rtol=0, atol=2e-5)
+    found = adapted(problem, "tensor")
+    largest_difference("adamerging, layer-wise", "fusion_bench", found, golden["layer"].T)
+    torch.testing.assert_close(found, golden["layer"].T, rtol=0, atol=2e-5)
 
 
 def test_task_wise_adamerging(problem: Problem, golden: dict[str, Tensor]) -> None:
-    torch.testing.assert_close(adapted(problem, "model")[0], golden["task"], rtol=0, atol=2e-5)
+    found = adapted(problem, "model")[0]
+    largest_difference("adamerging, task-wise", "fusion_bench", found, golden["task"])
+    torch.testing.assert_close(found, golden["task"], rtol=0, atol=2e-5)
 
 
 def test_what_adamerging_plus_plus_starts_from(problem: Problem, golden: dict[str, Tensor]) -> None:
     vectors = elected(problem.vectors, 0.2)
     for i in range(3):
+        largest_difference(f"adamerging++, trimmed vector {i}", "fusion_bench", vectors.vector(i), golden["split"][i])
         assert torch.equal(vectors.vector(i), golden["split"][i])
 
 
 def test_adamerging_plus_plus(problem: Problem, golden: dict[str, Tensor]) -> None:
     found = adapted(replace(problem, vectors=elected(problem.vectors, 0.2)), "tensor")
+    largest_difference("adamerging++", "fusion_bench", found, golden["plus_plus"].T)
     torch.testing.assert_close(found, golden["plus_plus"].T, rtol=0, atol=2e-5)
 
 
@@ -128,6 +136,7 @@ def test_the_mask_of_task_arithmetic(
 ) -> None:
     mask = trained(problem, monkeypatch, "task_arithmetic", 8)
     difference = (mask.logits - golden["mask_task_arithmetic"]).abs()
+    largest_difference("concrete, logits, 8 updates", "fusion_bench", mask.logits, golden["mask_task_arithmetic"])
     # Their entropy adds 1e-8 inside the logarithm, which Adam shows where a gradient is almost zero.
     assert difference.mean() < 5e-6
     assert difference.max() < 2e-4
@@ -135,6 +144,8 @@ def test_the_mask_of_task_arithmetic(
 
 def test_the_mask_of_adamerging(problem: Problem, golden: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     mask = trained(problem, monkeypatch, "adamerging", 1)
+    largest_difference("concrete, logits, 1 update", "fusion_bench", mask.logits, golden["mask_adamerging"])
+    largest_difference("concrete, mask, 1 update", "fusion_bench", mask.values, golden["mask"])
     torch.testing.assert_close(mask.logits, golden["mask_adamerging"], rtol=0, atol=2e-6)
     torch.testing.assert_close(mask.values, golden["mask"], rtol=1e-5, atol=1e-5)
 
@@ -142,6 +153,7 @@ def test_the_mask_of_adamerging(problem: Problem, golden: dict[str, Tensor], mon
 def test_coefficients_under_a_fixed_mask(problem: Problem, golden: dict[str, Tensor]) -> None:
     """Not clamped there, and none reaches the ends of our box here."""
     found = adapted(replace(problem, vectors=masked(problem.vectors, golden["mask"])), "tensor")
+    largest_difference("adamerging under a mask", "fusion_bench", found, golden["masked_layer"].T)
     torch.testing.assert_close(found, golden["masked_layer"].T, rtol=0, atol=2e-5)
 
 

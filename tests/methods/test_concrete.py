@@ -11,6 +11,7 @@ from torch.distributions import Bernoulli, RelaxedBernoulli
 
 from fwviz.methods.concrete import Mask, Settings, concrete
 from fwviz.types import Problem, Step
+from tests.equality import largest_difference
 from tests.toy import toy_layout, toy_problem
 
 DEVICE = torch.device("cpu")
@@ -71,6 +72,8 @@ def test_the_gradient_of_the_logits_is_autograds(temperature: float) -> None:
     mask.draw(torch.Generator().manual_seed(8))
     slope = weight * (mask.values * move - target) * move
     mask.update(slope, 0.01)
+    assert logits.grad is not None
+    largest_difference("concrete, gradient of the logits", "torch autograd", slope, logits.grad)
     torch.testing.assert_close(slope, logits.grad, rtol=1e-4, atol=1e-6)
     torch.optim.Adam([logits], lr=0.01).step()
     torch.testing.assert_close(mask.logits, logits.detach(), rtol=0, atol=1e-5)

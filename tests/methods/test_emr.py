@@ -14,6 +14,7 @@ from fwviz.space.experts import unpack_bits
 from fwviz.space.layout import build_layout
 from fwviz.space.vectors import ResidentTaskVectors
 from fwviz.tasks.extended import load_mixture
+from tests.equality import largest_difference
 from tests.toy import toy_problem
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "emr.npz")
@@ -38,6 +39,7 @@ def test_it_is_fusion_bench_to_rounding() -> None:
     vectors = golden_vectors()
     columns = vectors.columns.numpy()  # type: ignore[attr-defined]
     unified = elect(Blocks(vectors))
+    largest_difference("emr, elected vector", "fusion_bench", unified, GOLDEN["unified"][columns])
     np.testing.assert_allclose(unified.numpy(), GOLDEN["unified"][columns], rtol=1e-6)
     for k in range(4):
         tau = vectors.vector(k)
@@ -46,6 +48,8 @@ def test_it_is_fusion_bench_to_rounding() -> None:
         theirs = GOLDEN["masks"][k][columns] & (unified.numpy() != 0)
         assert np.array_equal(mask.numpy(), theirs)
         factor = rescaler(tau, mask, unified, vectors.layout, "official")
+        largest_difference(f"emr, mask {k}", "fusion_bench", mask, theirs)
+        largest_difference(f"emr, factor {k}", "fusion_bench", factor, float(GOLDEN["rescalers"][k]))
         assert factor == pytest.approx(float(GOLDEN["rescalers"][k]), rel=1e-5)
 
 

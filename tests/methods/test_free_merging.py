@@ -12,6 +12,7 @@ from fwviz.methods.free_merging import Settings, free_merging, largest, official
 from fwviz.space.experts import SparseExpert
 from fwviz.tasks.extended import load_mixture, stored_bytes
 from fwviz.types import Problem, Step
+from tests.equality import largest_difference
 from tests.toy import toy_layout, toy_problem
 
 
@@ -57,6 +58,7 @@ def test_the_papers_factor() -> None:
     sparse = kept(tau.numpy().astype(np.float64), 0.1)
     expected = -np.abs(sparse).mean() * np.log(0.1) / (0.25 * np.abs(tau.numpy()).mean())
     got = paper_factor(tau, torch.from_numpy(np.flatnonzero(sparse)), 0.1, 0.25)
+    largest_difference("free_merging, factor of the paper", "numpy", got, expected)
     assert got == pytest.approx(expected, rel=1e-5)
     assert paper_factor(torch.zeros(5), torch.tensor([0]), 0.1, 0.25) == 0
 
@@ -83,7 +85,9 @@ def test_the_released_factor() -> None:
     means = np.array([np.mean(filtered), 0.7])  # beside another checkpoint
     normalised = means / means.sum()
     expected = (np.mean(experts) / 0.2) * np.log10(0.2) / (-normalised[0] * means.sum())
-    assert official_factor(tau, indices, 0.2, layout, passing, chosen) == pytest.approx(expected, rel=1e-4)
+    got = official_factor(tau, indices, 0.2, layout, passing, chosen)
+    largest_difference("free_merging, released factor", "numpy", got, expected)
+    assert got == pytest.approx(expected, rel=1e-4)
 
 
 def test_an_added_expert_is_the_backbone_plus_its_scaled_largest_changes() -> None:

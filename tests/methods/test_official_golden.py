@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from fwviz.methods import fw_hard, fw_soft
 from fwviz.space.vectors import ResidentTaskVectors
 from fwviz.types import LossName, ParamLayout, Problem, Step
+from tests.equality import largest_difference
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = ("0.weight", "0.bias", "2.weight", "2.bias")
@@ -128,6 +129,7 @@ def test_hard_matches_the_released_code(
     expected = chosen[f"hard_{kind}_{merge_fn}"]
     found = [[names[0] for names in step.vertices] for step in iterates[1:]]
     assert found == [[pick] if isinstance(pick, str) else [pick[name] for name in NAMES] for pick in expected]
+    largest_difference(f"fw_hard, {kind}, {merge_fn}", "fusion_bench", theta, golden[f"hard_{kind}_{merge_fn}"])
     torch.testing.assert_close(theta, torch.from_numpy(golden[f"hard_{kind}_{merge_fn}"]), rtol=0, atol=2e-6)
 
 
@@ -158,4 +160,5 @@ def test_soft_matches_the_released_code(
     for step, expected in zip(iterates[1:], per_step, strict=True):
         rows = [expected] if kind == "task" else [[pick[name] for pick in expected] for name in NAMES]
         assert [list(row) for row in step.vertices] == rows
+    largest_difference(f"fw_soft, {kind}, {inner}", "fusion_bench", theta, golden[f"soft_{kind}_{inner}"])
     torch.testing.assert_close(theta, torch.from_numpy(golden[f"soft_{kind}_{inner}"]), rtol=0, atol=tolerance)

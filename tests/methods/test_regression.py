@@ -21,6 +21,7 @@ from fwviz.space.vectors import ResidentTaskVectors
 from fwviz.tasks.data import load_split
 from fwviz.tasks.objectives import CalibrationObjective
 from fwviz.types import Problem, Step
+from tests.equality import largest_difference
 from tests.toy import Quadratic
 
 GOLDEN = Path(__file__).parent / "golden" / "regression.npz"
@@ -99,13 +100,16 @@ def merged(problem: Problem, steps: Any) -> Tensor:
 @pytest.mark.parametrize(("normalise", "key"), [(True, "fisher"), (False, "fisher_raw")])
 def test_fisher_equals_fusion_bench(problem: Problem, golden: dict[str, np.ndarray], normalise: bool, key: str) -> None:
     found = merged(problem, fisher(problem, FisherSettings(normalise=normalise)))
+    largest_difference("fisher", f"fusion_bench/{key}", found, reordered(golden[key]))
     torch.testing.assert_close(found, reordered(golden[key]), rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("factor", [0.95, 0.6, 1.0])
 def test_regmean_equals_fusion_bench(problem: Problem, golden: dict[str, np.ndarray], factor: float) -> None:
     found = merged(problem, regmean(problem, RegMeanSettings(off_diagonal=factor)))
-    torch.testing.assert_close(found, reordered(golden[f"regmean {factor:g}"]), rtol=1e-4, atol=1e-5)
+    expected = reordered(golden[f"regmean {factor:g}"])
+    largest_difference("regmean", f"fusion_bench/regmean, off-diagonal {factor:g}", found, expected)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_each_checkpoint_is_measured_at_itself_on_its_own_task(problem: Problem) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from fwviz import solver
 from fwviz.space import simplex
 from fwviz.types import Problem
+from tests.equality import largest_difference
 from tests.toy import toy_problem
 
 
@@ -85,6 +86,8 @@ def test_tanh_matches_autograd_through_the_merge() -> None:
     ).mean()
     value.backward()
     assert loss == pytest.approx(float(value.detach()), rel=1e-6)
+    assert leaf.grad is not None
+    largest_difference("supermerge's gradient", "torch autograd, float64", gradient, leaf.grad)
     torch.testing.assert_close(gradient, leaf.grad, rtol=1e-5, atol=1e-5)
 
 
@@ -171,6 +174,7 @@ def test_adam_follows_torch() -> None:
         _, weights.grad = landscape.slope(weights.detach())
         optimiser.step()
         torch.testing.assert_close(step.weights, weights.detach(), rtol=0, atol=1e-9)
+    largest_difference("adam, 20 updates", "torch.optim.Adam", step.weights, weights.detach())
 
 
 @pytest.mark.parametrize("family", [solver.Affine, solver.Tanh])
@@ -198,6 +202,7 @@ def test_adam_with_weight_decay_follows_torch(family: type[solver.Affine]) -> No
         _, weights.grad = landscape.slope(weights.detach())
         optimiser.step()
         torch.testing.assert_close(step.weights, weights.detach(), rtol=0, atol=1e-9)
+    largest_difference("supermerge's AdamW, 20 updates", "torch.optim.AdamW", step.weights, weights.detach())
 
 
 def test_adam_averages_the_noise_of_batches_out() -> None:
