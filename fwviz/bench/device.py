@@ -21,14 +21,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from torch.nn import functional as F
 
-from fwviz.bench.synthetic import lora_vectors, random_tower, random_vectors, vit_layout
+from fwviz.bench.synthetic import lora_vectors, random_objective, random_vectors, vit_layout
 from fwviz.registry import entry, parse_settings
 from fwviz.runs.assemble import require_device
 from fwviz.runs.cost import MemoryWatch, device_name
-from fwviz.tasks.data import TaskData
-from fwviz.tasks.objectives import CalibrationObjective
 from fwviz.types import FwvizError, ParamLayout, Problem, Step, TaskVectors
 
 MODELS: dict[str, Callable[[], ParamLayout]] = {
@@ -80,7 +77,8 @@ def run(
     vectors = random_vectors(layout, checkpoints, kind, where)
     rows = [_copy(min(vectors.matrix.numel() * vectors.matrix.element_size(), _LARGEST_COPY), where, repeats)]
     rows += _kernels(vectors, where, repeats)
-    objective = _objective(layout, min(checkpoints, TASKS), samples, where)
+    objective = random_objective(layout, min(checkpoints, TASKS), samples, CLASSES, where)
+    objective.gradient(vectors.base)  # what a first pass sets up is not measured
     for name, method, settings in METHODS:
         rows += _method(name, method, settings, Problem(vectors, objective), where)
     del vectors, objective
@@ -128,28 +126,6 @@ def _kernel(name: str, work: Callable[[], object], vectors: TaskVectors, where: 
         gigabytes = (vectors.bytes_read - counted) / 1e9
         seconds = _best(work, where, repeats)
     return Measured(name, seconds, gigabytes, memory.peak_bytes / 1e9)
-
-
-def _objective(layout: ParamLayout, tasks: int, samples: int, where: torch.device) -> CalibrationObjective:
-    """The tower of the layout, and random images and labels for each task."""
-    tower = random_tower(layout, where)
-    random = torch.Generator().manual_seed(4)
-    size, depth = tower.shape.image_size, tower.shape.channels
-    head = F.normalize(torch.randn(CLASSES, tower.dimension, generator=random), dim=-1)
-    data = {
-        f"t{k}": TaskData(
-            f"t{k}",
-            "calibration",
-            torch.randint(256, (samples, depth, size, size), dtype=torch.uint8, generator=random),
-            torch.randint(CLASSES, (samples,), generator=random),
-            ("random",) * samples,
-        )
-        for k in range(tasks)
-    }
-    objective = CalibrationObjective(tower, data, dict.fromkeys(data, head))
-    assert tower.flat is not None
-    objective.gradient(tower.flat.theta)  # what a first pass sets up is not measured
-    return objective
 
 
 def _method(name: str, method: str, settings: dict[str, Any], problem: Problem, where: torch.device) -> list[Measured]:

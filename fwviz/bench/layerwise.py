@@ -4,7 +4,7 @@ Both learn one coefficient per tensor and checkpoint by Adam on the entropy of K
 also the number of checkpoints: AdaMerging's layer-wise update. Each side has a process of its own. ``extra`` is the
 peak, while it learns, of what the process allocated for itself, above what it held after its imports and the 4·P bytes
 of one model. FusionBench keeps the checkpoints as models in memory and builds the merge inside autograd; ours streams
-them from disk.
+them from disk. Each side runs the tower it would run: transformers' there, ours here.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import Any
 
 import pandas as pd
 
-from fwviz.bench.memory import ClipObjective, OwnPeak, memory_now
-from fwviz.bench.synthetic import random_base, vit_layout, write_pool
+from fwviz.bench.memory import OwnPeak, memory_now
+from fwviz.bench.synthetic import random_base, random_objective, vit_layout, write_pool
 from fwviz.methods.adamerging import Settings, adamerging
 from fwviz.space.files import CheckpointFile
 from fwviz.space.vectors import StreamedTaskVectors
@@ -36,6 +36,8 @@ BATCH, CLASSES = 16, 10
 def run(checkpoints: Sequence[int] = (4, 8), updates: int = 5, peer: str | None = None) -> pd.DataFrame:
     """One row per number of checkpoints and side: seconds of the median update, extra memory in GiB, their ratios.
 
+    What there is is printed after each number: the larger ones take minutes.
+
     ``peer`` is the Python of an environment with fusion-bench 0.2.33, without which only ours is measured.
     """
     rows: list[dict[str, Any]] = []
@@ -45,6 +47,7 @@ def run(checkpoints: Sequence[int] = (4, 8), updates: int = 5, peer: str | None 
             pass
         for count in checkpoints:
             rows += layerwise_row(count, updates, peer, Path(folder))
+            print(pd.DataFrame(rows).round(3).to_string(index=False), flush=True)
     return pd.DataFrame(rows)
 
 
@@ -69,8 +72,7 @@ def measure_here(request: dict[str, Any]) -> dict[str, Any]:
     folder = Path(request["folder"])
     files = [CheckpointFile(folder / f"checkpoint-{i}.safetensors", layout) for i in range(count)]
     vectors = StreamedTaskVectors(layout, [f"c{i}" for i in range(count)], base, files)
-    tasks = tuple(f"t{k}" for k in range(count))
-    objective = ClipObjective(layout, request["batch"], request["classes"], tasks)
+    objective = random_objective(layout, count, request["batch"], request["classes"])
     trim_heap()
     with OwnPeak() as own:
         steps = adamerging(Problem(vectors, objective), Settings(updates=request["updates"], batch_size=0))
@@ -106,7 +108,7 @@ def _measure(command: Sequence[str], request: dict[str, Any], side: str) -> dict
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the table."""
+    """Print the table, anew after each number of checkpoints."""
     parser = argparse.ArgumentParser(prog="fwviz bench layerwise", description="ViT-B/32, layer-wise coefficients")
     parser.add_argument("--checkpoints", type=int, nargs="+", default=[4, 8], help="pool sizes (default 4 8)")
     parser.add_argument("--updates", type=int, default=5, help="updates measured (default 5)")
@@ -116,8 +118,7 @@ def main(argv: Sequence[str]) -> int:
     if options.measure:
         print(json.dumps(measure_here(json.load(sys.stdin))))
         return 0
-    table = run(options.checkpoints, options.updates, options.peer_python)
-    print(table.round(3).to_string(index=False))
+    run(options.checkpoints, options.updates, options.peer_python)
     return 0
 
 

@@ -3,7 +3,7 @@
 FW-Merging claims memory that does not grow with the number of checkpoints; the code released with it loads them all.
 Every run has a process of its own. ``extra`` is the peak above what the process held when everything was set up: base,
 objective and open files. The objective is a quadratic per task with its minimum at a checkpoint, or (``--model``) the
-cross-entropy of a real CLIP ViT-B/32 tower with random weights on random pixels.
+cross-entropy of the CLIP ViT-B/32 tower merges run on, with random weights on random images.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fwviz.bench.synthetic import SHIFT, random_base, random_move, vit_layout, write_pool
+from fwviz.bench.synthetic import SHIFT, random_base, random_move, random_objective, vit_layout, write_pool
 from fwviz.space.files import CheckpointFile
 from fwviz.space.vectors import StreamedTaskVectors
 from fwviz.types import FwvizError, LossName, Objective, ParamLayout, Problem
 
 TASKS = ("a", "b")
+SAMPLES, CLASSES = 4, 10
 METHODS: dict[str, dict[str, Any]] = {
     # Enough to pass every allocation: line search, inner updates, the step to the next iterate.
     "fw_hard": {"max_steps": 2, "trials": 2, "init": "average", "task_scores": False},
@@ -99,69 +100,6 @@ class QuadraticObjective:
         return torch.cat([part, self.move[: stop - start - part.numel()]])
 
 
-class ClipObjective:
-    """Cross-entropy of a randomly initialised CLIP ViT-B/32 tower, bound to the layout, on random pixels and labels."""
-
-    def __init__(
-        self, layout: ParamLayout, samples: int = 4, classes: int = 10, tasks: tuple[str, ...] = TASKS
-    ) -> None:
-        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
-        from fwviz.space.binding import bind
-
-        config = CLIPVisionConfig(patch_size=32, projection_dim=512, attn_implementation="sdpa")
-        self.model = CLIPVisionModelWithProjection(config).eval()
-        self.flat = bind(self.model, layout)
-        random = torch.Generator().manual_seed(4)
-        self.tasks = tasks
-        self.pixels = torch.randn(len(tasks), samples, 3, 224, 224, generator=random)
-        self.labels = torch.randint(classes, (len(tasks), samples), generator=random)
-        self.head = torch.randn(classes, 512, generator=random)
-
-    def losses(
-        self,
-        theta: Tensor,
-        *,
-        tasks: Sequence[str] | None = None,
-        loss: LossName = "cross_entropy",
-        batch_size: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Mean loss per task (K,)."""
-        self.flat.load(theta)
-        with torch.no_grad():
-            return torch.stack([self._loss(task, loss) for task in tasks or self.tasks])
-
-    def gradient(
-        self,
-        theta: Tensor,
-        *,
-        tasks: Sequence[str] | None = None,
-        loss: LossName = "cross_entropy",
-        batch_size: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Losses and the gradient of their mean."""
-        chosen = tasks or self.tasks
-        self.flat.load(theta)
-        self.flat.zero_gradient()
-        losses = []
-        for task in chosen:
-            value = self._loss(task, loss)
-            (value / len(chosen)).backward()
-            losses.append(value.detach())
-        return torch.stack(losses), self.flat.gradient
-
-    def _loss(self, task: str, loss: LossName) -> Tensor:
-        k = self.tasks.index(task)
-        features = torch.nn.functional.normalize(self.model(pixel_values=self.pixels[k]).image_embeds, dim=-1)
-        logits = features @ self.head.t()
-        if loss == "entropy":
-            log_p = torch.nn.functional.log_softmax(logits, dim=-1)
-            return -(log_p.exp() * log_p).sum(dim=-1).mean()
-        return torch.nn.functional.cross_entropy(logits, self.labels[k])
-
-
 class OwnPeak:
     """The largest memory this process allocated for itself while the block runs, sampled 200 times a second."""
 
@@ -228,7 +166,9 @@ def measure_here(method: str, folder: Path, count: int, model: bool, layout: Par
     settings = parse_settings(run_method.settings, METHODS[method])
     base = random_base(layout)
     objective: Objective = (
-        ClipObjective(layout) if model else QuadraticObjective(base, random_move(layout), torch.empty_like(base))
+        random_objective(layout, len(TASKS), SAMPLES, CLASSES)
+        if model
+        else QuadraticObjective(base, random_move(layout), torch.empty_like(base))
     )
     files = [CheckpointFile(folder / f"checkpoint-{i}.safetensors", layout) for i in range(count)]
     vectors = StreamedTaskVectors(layout, [f"c{i}" for i in range(count)], base, files)

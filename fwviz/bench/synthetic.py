@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fwviz.backbones.clip_config import VisionShape
 from fwviz.backbones.clip_vision import ClipVision
@@ -15,6 +16,8 @@ from fwviz.space.files import CheckpointFile
 from fwviz.space.layout import build_layout, unflatten
 from fwviz.space.lowrank import LowRank, LowRankTaskVectors
 from fwviz.space.vectors import ResidentTaskVectors
+from fwviz.tasks.data import TaskData
+from fwviz.tasks.objectives import CalibrationObjective
 from fwviz.types import ParamLayout
 
 SHIFT = 9973
@@ -99,6 +102,27 @@ def random_tower(layout: ParamLayout, device: torch.device | str = "cpu") -> Cli
     tower = ClipVision(shape, tensors, logit_scale=math.log(100.0), device=device)
     tower.bind(layout)
     return tower
+
+
+def random_objective(
+    layout: ParamLayout, tasks: int, samples: int, classes: int, device: torch.device | str = "cpu"
+) -> CalibrationObjective:
+    """The tower of the layout on random images and labels: tasks t0, t1 … of ``samples`` each."""
+    tower = random_tower(layout, device)
+    random = torch.Generator().manual_seed(4)
+    size, depth = tower.shape.image_size, tower.shape.channels
+    head = F.normalize(torch.randn(classes, tower.dimension, generator=random), dim=-1)
+    data = {
+        f"t{k}": TaskData(
+            f"t{k}",
+            "calibration",
+            torch.randint(256, (samples, depth, size, size), dtype=torch.uint8, generator=random),
+            torch.randint(classes, (samples,), generator=random),
+            ("random",) * samples,
+        )
+        for k in range(tasks)
+    }
+    return CalibrationObjective(tower, data, dict.fromkeys(data, head))
 
 
 def lora_vectors(

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from fwviz.bench import kernels, layerwise, memory
 from fwviz.bench.synthetic import random_base, random_move, vit_layout, write_pool
+from fwviz.space.binding import bind
 from fwviz.types import FwvizError
 
 TINY = vit_layout(width=24, blocks=2)
@@ -23,9 +25,9 @@ def test_the_synthetic_pool_has_the_shapes_of_vit_b_32() -> None:
 
 @pytest.mark.slow
 def test_the_layout_is_that_of_the_real_tower() -> None:
-    objective = memory.ClipObjective(vit_layout(), samples=1)
+    real = CLIPVisionModelWithProjection(CLIPVisionConfig(patch_size=32, projection_dim=512))
     assert not TINY.excluded
-    assert objective.flat.theta.numel() == sum(p.numel() for p in objective.model.parameters())
+    assert bind(real, vit_layout()).theta.numel() == sum(p.numel() for p in real.parameters())
 
 
 def test_kernels_counts_the_bytes_of_each_storage(tmp_path: Path) -> None:
