@@ -370,6 +370,26 @@ def scale_curve(names: Names) -> pd.DataFrame:
     )
 
 
+def generalisation(names: Names) -> pd.DataFrame:
+    r = np.random.default_rng(8)
+    rows = [
+        {"checkpoint": c, "task": t, "own": c == t, "accuracy": a, "filtered": a + r.normal(0, 0.02), "base": 0.5}
+        for c in names[1]
+        for t, a in zip(names[0], r.uniform(0.2, 0.9, len(names[0])), strict=True)
+    ]
+    return pd.DataFrame(rows).assign(cutoff=0.1)
+
+
+def merges(value: str, names: Names) -> pd.DataFrame:
+    r = np.random.default_rng(9)
+    rows = [
+        {"run": run, "label": run or "base", "task": t, value: r.uniform(0.2, 0.9), "base": 0.5, "individual": 0.9}
+        for run in ("", *names[1])
+        for t in names[0]
+    ]
+    return pd.DataFrame(rows).assign(samples=64)
+
+
 # Every chart, a table for it, and the columns whose numbers it draws.
 FEEDS: dict[str, tuple[Callable[[Names], pd.DataFrame], tuple[str, ...]]] = {
     "lmo_bars": (lmo, ("score",)),
@@ -393,6 +413,9 @@ FEEDS: dict[str, tuple[Callable[[Names], pd.DataFrame], tuple[str, ...]]] = {
     "similarity": (partial(pairs, "cosine"), ("cosine",)),
     "sign_conflict": (partial(pairs, "conflict"), ("conflict",)),
     "scale_curve": (scale_curve, ("loss",)),
+    "generalisation": (generalisation, ("accuracy", "filtered")),
+    "cka": (partial(merges, "cka"), ("cka",)),
+    "left_out": (partial(merges, "accuracy"), ("accuracy",)),
     "landscape_contour": (landscape, ("loss",)),
     "landscape_surface": (landscape, ("loss",)),
     "simplex_triangle": (simplex, ("loss",)),

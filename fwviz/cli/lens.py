@@ -84,6 +84,7 @@ def _lens_sources(parameters: Sequence[str], options: argparse.Namespace) -> dic
     from fwviz.pools.open import open_pool
     from fwviz.runs.assemble import assemble
     from fwviz.runs.export import merged_weights
+    from fwviz.runs.store import RunStore
 
     if "assembly" not in parameters:
         traces = [_trace(run_id, options) for run_id in ([options.run] if "trace" in parameters else options.run)]
@@ -91,7 +92,11 @@ def _lens_sources(parameters: Sequence[str], options: argparse.Namespace) -> dic
         if "card" in parameters:
             sources["card"] = open_pool(traces[0].recipe.pool).card
         return sources
-    placed = {"traces": [_trace(run_id, options) for run_id in options.traces]} if "traces" in parameters else {}
+    placed: dict[str, Any] = {}
+    if "traces" in parameters:
+        placed["traces"] = [_trace(run_id, options) for run_id in options.traces]
+    if "store" in parameters:  # what is run for the table is kept, and found again, like any run
+        placed["store"] = RunStore(options.runs)
     if options.at is None:
         return {"assembly": assemble(recipe_of(options)), **placed}
     trace = _trace(options.at, options)

@@ -113,6 +113,19 @@ class Cells:
                 return trace if trace.final.get("test") and trace.final.get("validation") else None
         return None
 
+    def made(self, recipe: Recipe) -> tuple[Trace, bool]:
+        """The finished run of a recipe and whether it was found; else it is run. Raises FwvizError if it fails."""
+        found = self.find(recipe)
+        if found is not None:
+            return found, True
+        with contextlib.closing(self.frames(recipe)) as frames:
+            while True:
+                try:
+                    next(frames)
+                except StopIteration as end:
+                    trace: Trace = end.value
+                    return trace, False
+
     def frames(self, recipe: Recipe) -> Generator[Frame, None, Trace]:
         """Run a recipe, yielding its frames; closing the generator stops the run. Raises FwvizError if it fails."""
         writer = None if self._store is None else self._store.create(recipe)

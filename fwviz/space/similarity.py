@@ -1,4 +1,4 @@
-"""Which task vectors resemble each other: cosines from their gram matrix, and groups of the similar."""
+"""Which task vectors resemble each other, in cosines and in groups, and which features do."""
 
 from __future__ import annotations
 
@@ -11,6 +11,22 @@ def cosine(gram: Tensor) -> Tensor:
     lengths = gram.diagonal().clamp(min=0.0).sqrt()
     scale = lengths[:, None] * lengths[None, :]
     return torch.where(scale > 0, gram / scale.masked_fill(scale == 0, 1.0), 0.0)
+
+
+def linear_cka(x: Tensor, y: Tensor) -> float:
+    """‖YᵀX‖² / (‖XᵀX‖·‖YᵀY‖), Frobenius, of features X (N, D), Y (N, E) of the same N inputs, their means taken out.
+
+    In [0, 1]: 1 where one is a rotation and a scaling of the other. With N below D or E it says too much, because few
+    inputs are always alike. 0 where one of the two is the same for all inputs.
+    Source: Kornblith et al. (2019), Similarity of Neural Network Representations Revisited, eq. 4 for a linear kernel.
+    """
+    if x.shape[0] != y.shape[0]:
+        raise ValueError(f"features of {x.shape[0]} and of {y.shape[0]} inputs cannot be compared")
+    x, y = (features.double() - features.double().mean(dim=0) for features in (x, y))
+    varied = [float((f @ f.T).norm()) for f in (x, y)]
+    if min(varied) <= 0.0:
+        return 0.0
+    return min(float((y.T @ x).square().sum()) / (varied[0] * varied[1]), 1.0)
 
 
 def similar_groups(similarity: Tensor, size: int) -> list[list[int]]:

@@ -16,6 +16,7 @@ from fwviz.tasks.extended import extended_features
 from fwviz.tasks.heads import Head
 from fwviz.tasks.judges import Batch, FeatureJudge, Judged, judge_of
 from fwviz.tasks.metrics import metric, read_numbers
+from fwviz.tasks.router import OracleRouter
 from fwviz.types import Extension, FwvizError, PoolCard, Score, Split
 
 QUICK_SPLIT: Split = "validation"
@@ -153,6 +154,23 @@ class Evaluator:
                     return None
                 scores |= part
         return scores
+
+    @torch.no_grad()
+    def features(self, theta: Tensor, *, extension: Extension | None = None) -> dict[str, Tensor]:
+        """Task → what its head reads of the samples that ``quick`` takes: (N, D) float32 on the CPU.
+
+        Of θ (P,), or of backbone θ, router and experts together. Raises FwvizError for a model that answers in words.
+        """
+        if not isinstance(self._backbone, Backbone):
+            raise FwvizError("this model answers in words and has no features that a head reads: choose another pool.")
+        if self._quick is None:
+            self._quick = {task: self._subset(task) for task in self.tasks}
+        inputs = {task: samples.inputs for task, samples in self._quick.items()}
+        parts = Extension(OracleRouter(self.tasks)) if extension is None else extension
+        with self._backbone.lock:
+            made = extended_features(self._backbone, theta, parts, inputs, chunk=self._chunk)
+        assert made is not None  # nobody was asked whether to stop
+        return made
 
     def _subset(self, task: str) -> Samples:
         data: TaskData = load_split(self._card, self._cards[task], self._quick_split)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fwviz.space.similarity import cosine, similar_groups
+from fwviz.space.similarity import cosine, linear_cka, similar_groups
 from tests.toy import toy_vectors
 
 
@@ -68,3 +68,46 @@ def test_groups_are_those_of_the_definition(size: int) -> None:
         points = torch.randn(9, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         similarity = cosine(points @ points.T)
         assert similar_groups(similarity, size) == by_definition(similarity, size)
+
+
+# --- linear CKA -----------------------------------------------------------------------------------
+
+
+def features(seed: int, width: int) -> Tensor:
+    drawn = torch.Generator().manual_seed(seed)
+    return torch.randn(40, width, generator=drawn, dtype=torch.float64) + 3.0
+
+
+def test_cka_is_the_quotient_of_independence_criteria() -> None:
+    """HSIC(K, L) = tr(K·H·L·H) with the kernels' matrices and the centring matrix: no cross-covariance in it."""
+    x, y = features(0, 5), features(1, 7)
+    y[:, :2] += 2 * x[:, :2]
+    centre = torch.eye(40, dtype=torch.float64) - 1 / 40
+
+    def hsic(a: Tensor, b: Tensor) -> float:
+        return float((a @ a.T @ centre @ b @ b.T @ centre).trace())
+
+    expected = hsic(x, y) / (hsic(x, x) * hsic(y, y)) ** 0.5
+    assert 0.1 < expected < 0.9
+    assert linear_cka(x, y) == pytest.approx(expected, rel=1e-12)
+    assert linear_cka(y, x) == pytest.approx(expected, rel=1e-12)
+
+
+def test_cka_sees_neither_rotation_nor_scale_nor_shift() -> None:
+    x, y = features(0, 6), features(1, 6)
+    y += x
+    turn = torch.linalg.qr(features(2, 6)[:6]).Q
+    assert linear_cka(x, x) == pytest.approx(1.0, abs=1e-12)
+    assert linear_cka(x, -4.0 * x @ turn + 1.0) == pytest.approx(1.0, abs=1e-12)
+    assert linear_cka(x @ turn, y) == pytest.approx(linear_cka(x, y), abs=1e-12)
+    assert linear_cka(x, 0.01 * y - 5.0) == pytest.approx(linear_cka(x, y), abs=1e-12)
+    # A stretch along one axis is no rotation.
+    assert linear_cka(x, x * torch.tensor([9.0, 1, 1, 1, 1, 1])) < 0.9
+
+
+def test_cka_of_unrelated_features_is_zero() -> None:
+    whole = torch.linalg.qr(torch.cat([torch.ones(40, 1, dtype=torch.float64), features(3, 8)], dim=1)).Q[:, 1:]
+    assert linear_cka(whole[:, :4], whole[:, 4:]) == pytest.approx(0.0, abs=1e-12)
+    assert linear_cka(whole, torch.full((40, 3), 0.25, dtype=torch.float64)) == 0.0
+    with pytest.raises(ValueError, match="40 and of 39"):
+        linear_cka(whole, whole[:39])

@@ -41,6 +41,10 @@ def _no_search(shown: Shown) -> str:
     return "" if searched else "Run a method with its setting “scale search” on: every scale it tries is drawn here."
 
 
+def _unfinished(shown: Shown) -> str:
+    return "" if shown.trace.finished and shown.trace.frames else "Appears when the run has ended."
+
+
 def _scales(shown: Shown) -> Call:
     return Call("scale_curve", "beside")
 
@@ -71,5 +75,25 @@ MERGE = Tab(
             unless=_alone,
         ),
         Picture("scale_curve", _scales, ("end", "compared"), wide=True, unless=_no_search),
+        Picture(
+            "cka",
+            lambda shown: Call("cka", "runs"),
+            ("end", "compared"),
+            wide=True,
+            long=True,
+            ask="Press Measure: what the merges' heads read of each task is compared with its own checkpoint's.",
+            action=("Measure", "Compare the features of the runs with those of the tasks' own checkpoints"),
+            unless=_unfinished,
+        ),
+        Picture(
+            "left_out",
+            lambda shown: Call("left_out", "runs"),
+            ("end", "compared"),
+            wide=True,
+            long=True,
+            ask="Press Measure: the merges are tested on the tasks of the pool that they have nothing to do with.",
+            action=("Measure", "Test the runs on the tasks that none of them was made for"),
+            unless=_unfinished,
+        ),
     ),
 )

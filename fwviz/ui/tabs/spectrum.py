@@ -40,6 +40,16 @@ def _controls(shown: Shown) -> tuple[Control, ...]:
             [(name, _short(name)) for name in tensors],
             next((name for name in tensors if "mlp" in name or "fc1" in name), None),
         ),
+        choice(
+            "matrix",
+            "Generalisation shows",
+            [
+                ("difference", "what the filter changes"),
+                ("accuracy", "accuracy without the filter"),
+                ("filtered", "accuracy with the filter"),
+            ],
+            help="The map of one task vector on every task: the difference the filter makes, or either accuracy.",
+        ),
     )
 
 
@@ -67,6 +77,10 @@ def _responses(**sources: Any) -> Iterator[pd.DataFrame]:
     for done, table in enumerate(responses(**sources), 1):
         table.attrs = {"done": done, "total": total, "what": "merges"}
         yield table
+
+
+def _generalisation(shown: Shown) -> Call:
+    return Call("generalisation", "pool", {"cutoff": shown.number("cutoff")})
 
 
 def _over(shown: Shown) -> dict[str, object]:
@@ -108,6 +122,16 @@ SPECTRUM = Tab(
             long=True,
             ask="Press Measure: random sub-pools are merged one after the other.",
             action=("Measure", "Merge random sub-pools and compare their interference with what they keep"),
+        ),
+        Picture(
+            "generalisation",
+            _generalisation,
+            ("cutoff", "matrix"),
+            options=lambda s: {"value": s.text("matrix")},
+            wide=True,
+            long=True,
+            ask="Press Measure: every task vector alone, with what lies below the cutoff and without, on every task.",
+            action=("Measure", "Test every task vector alone on every task, with the filter and without"),
         ),
     ),
 )
