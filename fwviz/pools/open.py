@@ -241,7 +241,8 @@ class Pool:
 
         Args:
             storage: ``resident`` holds them in memory as ``dtype`` on ``device``; ``streamed`` reads them from disk at
-                every use, float32 on the CPU. A pool of adapters keeps their factors in memory in either case.
+                every use, to be worked on in float32 on ``device``. A pool of adapters keeps their factors in memory in
+                either case.
 
         Raises:
             FwvizError: a checkpoint is unknown, listed twice, damaged, of another architecture or not finite.
@@ -262,7 +263,7 @@ class Pool:
             files = [self._checkpoint(name) for name in ids]
             for name, file in zip(ids, files, strict=True):
                 self._require_finite(name, file)
-            return StreamedTaskVectors(self.layout, ids, self.base, files)
+            return StreamedTaskVectors(self.layout, ids, self.base.to(where), files)
         matrix = self._matrices.get((ids, dtype, where), lambda: self._matrix(ids, dtype, where), _bytes)
         return ResidentTaskVectors(self.layout, ids, self.base.to(where), matrix)
 

@@ -297,21 +297,18 @@ class CheckpointFile:
                 runs.append(_Run(start, stop, file, offset, info.dtype))
         self._runs = tuple(runs)
         self._starts = [run.start for run in runs]
+        self.itemsize = max(run.dtype.itemsize for run in runs)  # bytes of the widest element to be read
 
     @property
     def tensors(self) -> dict[str, TensorInfo]:
         """Every tensor of the checkpoint, merged or not."""
         return {name: info for file in self.files for name, info in file.tensors.items()}
 
-    @property
-    def itemsize(self) -> int:
-        """Bytes of the widest element to be read."""
-        return max(run.dtype.itemsize for run in self._runs)
-
     def read_flat(self, start: int, stop: int, out: Tensor, raw: Tensor) -> int:
-        """Read [start, stop) of the flat vector into ``out`` (stop − start,) float32.
+        """Read [start, stop) of the flat vector into ``out`` (stop − start,) float32, on any device.
 
-        ``raw`` is a uint8 buffer of (stop − start)·itemsize bytes. Returns the number of bytes read.
+        ``raw`` is a uint8 buffer of (stop − start)·itemsize bytes on the CPU; if it is pinned, copies from it to a CUDA
+        device may still be under way in the current stream. Returns the number of bytes read.
         """
         total = 0
         for run in self._runs[bisect_right(self._starts, start) - 1 :]:
@@ -322,12 +319,14 @@ class CheckpointFile:
             target = out[a - start : b - start]
             if run.values is not None:
                 target.copy_(run.values[a - run.start : b - run.start])
-            elif run.dtype == torch.float32:
+            elif run.dtype == torch.float32 and target.device.type == "cpu":
                 run.file.read_at(run.offset + (a - run.start) * size, target)
             else:
-                part = raw[: (b - a) * size].view(run.dtype)
+                # Every range keeps to its own bytes: those of the one before may still be on their way.
+                at = (a - start) * self.itemsize
+                part = raw[at : at + (b - a) * size].view(run.dtype)
                 run.file.read_at(run.offset + (a - run.start) * size, part)
-                target.copy_(part)
+                target.copy_(part, non_blocking=target.is_cuda)  # then it is the device that converts
             total += (b - a) * size
         return total
 

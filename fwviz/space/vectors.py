@@ -1,8 +1,8 @@
 """Task vectors: the inner products and linear combinations every merge is made of.
 
 Both storages walk the flat vector in blocks of a few rows and many columns that stay in cache. Worker threads take
-whole blocks; the partial sums of a block are kept in float64 and added in a fixed order, so results do not depend on
-the number of threads.
+whole blocks; the partial sums of the blocks are added in float64 on the CPU and in a fixed order, so results do not
+depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from threading import Barrier, Lock
@@ -19,23 +19,31 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from fwviz.space.ahead import ReadAhead
 from fwviz.space.files import CheckpointFile
 from fwviz.types import FwvizError, Groups, ParamLayout
 
 # Rows × columns of a block, in elements, on the CPU. Blocks this large keep Python's share of the time at a few per
 # cent and its lock free for other threads; larger ones fall out of the cache (measured by fwviz.bench.kernels).
 _ROWS, _COLUMNS = 8, 1 << 17
-_CUDA_COLUMNS = 1 << 22
+# On another device: of what lies in its memory, and of what is read from disk and copied there.
+_DEVICE_COLUMNS, _STAGED_COLUMNS = 1 << 22, 1 << 20
+# Blocks a streamed sweep holds where it reads ahead: one in use, one ready and one being read.
+_STAGES = 3
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # One range of a block that lies in one group: start, stop, group, row of the partial sums.
 _Piece = tuple[int, int, int, int]
+_Block = Sequence[_Piece]
+# What a block's work goes through: position of the first row, rows, their task vectors (len(rows), columns) float32.
+_Loads = Iterator[tuple[int, list[int], Tensor]]
+_Rows = Callable[[_Block], Sequence[int]]
 
 
 class _Scratch:
-    """The reusable buffers of one worker: a block of float32 rows, one row of the base, one row of raw file bytes."""
+    """The reusable buffers of one worker or stage: blocks of float32 rows, and raw file bytes on the CPU."""
 
     def __init__(self, columns: int, device: torch.device) -> None:
         self.columns = columns
@@ -43,15 +51,25 @@ class _Scratch:
         self.bytes_read = 0
         self._buffers: dict[str, Tensor] = {}
 
-    def get(self, use: str, rows: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A (rows, columns) buffer, made on first use."""
+    def get(self, use: str, rows: int) -> Tensor:
+        """A (rows, columns) float32 buffer, made on first use."""
         if use not in self._buffers:
-            self._buffers[use] = torch.empty(rows, self.columns, dtype=dtype, device=self.device)
+            self._buffers[use] = torch.empty(rows, self.columns, device=self.device)
         return self._buffers[use]
+
+    def raw(self, rows: int, itemsize: int) -> Tensor:
+        """A (rows, columns·itemsize) buffer of bytes on the CPU, pinned where that lets copies go on by themselves."""
+        if "raw" not in self._buffers:
+            pinned = self.device.type == "cuda"
+            self._buffers["raw"] = torch.empty(rows, self.columns * itemsize, dtype=torch.uint8, pin_memory=pinned)
+        return self._buffers["raw"]
 
     def lend(self, use: str, buffer: Tensor) -> None:
         """Use ``buffer`` instead of one of our own."""
         self._buffers[use] = buffer
+
+
+_Work = Callable[[_Block, _Scratch, _Loads], None]
 
 
 class Meter:
@@ -120,19 +138,18 @@ class _TaskVectors(ABC):
         self._check(gradient, groups)
         gradient = gradient.detach().to(self.base.device)
         blocks, owner = self._blocks(groups.bounds)
-        partial = torch.zeros(len(owner), self.n, dtype=torch.float64, device=self.base.device)
+        partial = torch.zeros(len(owner), self.n, device=self.base.device)
 
-        def work(block: Sequence[_Piece], scratch: _Scratch) -> None:
-            start, stop = block[0][0], block[-1][1]
+        def work(block: _Block, scratch: _Scratch, loads: _Loads) -> None:
+            start, stop = _span(block)
             slope = gradient[start:stop].float()
-            for first, rows in _row_blocks(range(self.n)):
-                tau = self._load(rows, start, stop, scratch, weights=False)
+            for first, rows, tau in loads:
                 columns = slice(first, first + len(rows))
                 for a, b, _, p in block:
                     partial[p, columns] = torch.mv(tau[:, a - start : b - start], slope[a - start : b - start])
 
-        self._run(work, blocks)
-        return segment_sum(partial, owner, len(groups)).float().cpu()
+        self._run(work, blocks, self._all)
+        return segment_sum(partial, owner, len(groups)).float()
 
     def cosines(self, gradient: Tensor, groups: Groups) -> Tensor:
         """C[g, i] = Σ over tensors p of group g of ⟨gradient_p, θᵢ,p⟩ / (‖gradient_p‖·‖θᵢ,p‖), 0 where a norm is 0.
@@ -146,17 +163,16 @@ class _TaskVectors(ABC):
             raise ValueError("cosines need groups of whole tensors")
         gradient = gradient.detach().to(self.base.device)
         blocks, owner = self._blocks(offsets)
-        dot = torch.zeros(len(owner), self.n, dtype=torch.float64, device=self.base.device)
+        dot = torch.zeros(len(owner), self.n, device=self.base.device)
         square = torch.zeros_like(dot)
         slope_square = torch.zeros_like(dot[:, :1])
 
-        def work(block: Sequence[_Piece], scratch: _Scratch) -> None:
-            start, stop = block[0][0], block[-1][1]
+        def work(block: _Block, scratch: _Scratch, loads: _Loads) -> None:
+            start, stop = _span(block)
             slope = gradient[start:stop].float()
             for a, b, _, p in block:
                 slope_square[p] = torch.dot(slope[a - start : b - start], slope[a - start : b - start])
-            for first, rows in _row_blocks(range(self.n)):
-                theta = self._load(rows, start, stop, scratch, weights=True)
+            for first, rows, theta in loads:
                 columns = slice(first, first + len(rows))
                 for a, b, _, p in block:
                     part = theta[:, a - start : b - start]
@@ -164,12 +180,12 @@ class _TaskVectors(ABC):
                     for column, row in enumerate(part, first):
                         square[p, column] = torch.dot(row, row)
 
-        self._run(work, blocks)
+        self._run(work, blocks, self._all, weights=True)
         tensors = len(self.layout.names)
         norms = (segment_sum(square, owner, tensors) * segment_sum(slope_square, owner, tensors)).sqrt()
         cosine = torch.where(norms > 0, segment_sum(dot, owner, tensors) / norms, 0.0)
         group_of = [bisect_right(groups.bounds, offset) - 1 for offset in offsets[:-1]]
-        return segment_sum(cosine, group_of, len(groups)).float().cpu()
+        return segment_sum(cosine, group_of, len(groups)).float()
 
     def gram(self, groups: Groups) -> Tensor:
         """K[g, i, j] = ⟨τᵢ,g, τⱼ,g⟩ in one sweep that reads every checkpoint once: (G, n, n) float64 on the CPU.
@@ -178,19 +194,19 @@ class _TaskVectors(ABC):
         """
         self._check(None, groups)
         blocks, owner = self._blocks(groups.bounds)
-        partial = torch.zeros(len(owner), self.n * self.n, dtype=torch.float64, device=self.base.device)
+        partial = torch.zeros(len(owner), self.n * self.n, device=self.base.device)
 
-        def work(block: Sequence[_Piece], scratch: _Scratch) -> None:
-            start, stop = block[0][0], block[-1][1]
+        def work(block: _Block, scratch: _Scratch, loads: _Loads) -> None:
+            start, stop = _span(block)
             tau = scratch.get("all", self.n)[:, : stop - start]
-            for first, rows in _row_blocks(range(self.n)):
-                tau[first : first + len(rows)] = self._load(rows, start, stop, scratch, weights=False)
+            for first, rows, read in loads:
+                tau[first : first + len(rows)] = read
             for a, b, _, p in block:
                 part = tau[:, a - start : b - start]
                 partial[p] = (part @ part.t()).flatten()
 
-        self._run(work, blocks)
-        return segment_sum(partial, owner, len(groups)).view(len(groups), self.n, self.n).cpu()
+        self._run(work, blocks, self._all)
+        return segment_sum(partial, owner, len(groups)).view(len(groups), self.n, self.n)
 
     def combine(self, coefficients: Tensor, groups: Groups, out: Tensor | None = None) -> Tensor:
         """θ₀ + Σᵢ λ[g, i]·τᵢ,g. Checkpoints are read only where their coefficients are not zero.
@@ -207,19 +223,22 @@ class _TaskVectors(ABC):
         blocks, _ = self._blocks(groups.bounds)
         direct = target.dtype == torch.float32 and target.device == self.base.device
 
-        def work(block: Sequence[_Piece], scratch: _Scratch) -> None:
-            start, stop = block[0][0], block[-1][1]
+        def rows_of(block: _Block) -> Sequence[int]:
+            here = slice(block[0][2], block[-1][2] + 1)
+            chosen: list[int] = used[here].any(0).nonzero().flatten().tolist()
+            return chosen
+
+        def work(block: _Block, scratch: _Scratch, loads: _Loads) -> None:
+            start, stop = _span(block)
             theta = target[start:stop] if direct else scratch.get("sum", 1)[0, : stop - start]
             theta.copy_(self.base[start:stop])
-            groups_here = slice(block[0][2], block[-1][2] + 1)
-            for _, rows in _row_blocks(used[groups_here].any(0).nonzero().flatten().tolist()):
-                tau = self._load(rows, start, stop, scratch, weights=False)
+            for _, rows, tau in loads:
                 for a, b, g, _ in block:
                     theta[a - start : b - start].addmv_(tau[:, a - start : b - start].t(), weights[g, rows])
             if not direct:
                 target[start:stop].copy_(theta)
 
-        self._run(work, blocks)
+        self._run(work, blocks, rows_of)
         return out
 
     def vector(self, i: int) -> Tensor:
@@ -227,11 +246,11 @@ class _TaskVectors(ABC):
         out = torch.empty(self.layout.size, device=self.base.device)
         blocks, _ = self._blocks((0, self.layout.size))
 
-        def work(block: Sequence[_Piece], scratch: _Scratch) -> None:
-            start, stop = block[0][0], block[-1][1]
-            out[start:stop] = self._load([i], start, stop, scratch, weights=False)[0]
+        def work(block: _Block, scratch: _Scratch, loads: _Loads) -> None:
+            for _, _, tau in loads:
+                out[block[0][0] : block[-1][1]] = tau[0]
 
-        self._run(work, blocks)
+        self._run(work, blocks, lambda block: [i])
         return out
 
     def block(self, start: int, stop: int, rows: Sequence[int] | None = None) -> Tensor:
@@ -261,9 +280,12 @@ class _TaskVectors(ABC):
         if gradient is not None and gradient.shape != self.base.shape:
             raise ValueError(f"the gradient has shape {tuple(gradient.shape)}, but must have {tuple(self.base.shape)}")
 
+    def _all(self, block: _Block) -> Sequence[int]:
+        return range(self.n)
+
     @property
     def _columns(self) -> int:
-        return min(self.layout.size, _COLUMNS if self.base.device.type == "cpu" else _CUDA_COLUMNS)
+        return min(self.layout.size, _COLUMNS if self.base.device.type == "cpu" else _DEVICE_COLUMNS)
 
     def _blocks(self, bounds: Sequence[int]) -> tuple[list[list[_Piece]], list[int]]:
         """Cut the flat vector into blocks, and each block where a group ends. Also the group of every piece."""
@@ -283,22 +305,29 @@ class _TaskVectors(ABC):
             blocks.append(block)
         return blocks, owner
 
-    def _run(self, work: Callable[[Sequence[_Piece], _Scratch], None], blocks: Sequence[Sequence[_Piece]]) -> None:
-        """Do the work of every block, on as many threads as torch may use."""
-        pending = iter(blocks)
-
-        def drain() -> int:
-            scratch = _Scratch(self._columns, self.base.device)
-            for block in pending:  # shared by the workers: each takes the next block
-                work(block, scratch)
-            return scratch.bytes_read
-
+    def _run(self, work: _Work, blocks: Sequence[_Block], rows_of: _Rows, weights: bool = False) -> None:
+        """Do the work of every block on the rows it asks for, on as many threads as torch may use."""
         threads = min(torch.get_num_threads(), len(blocks)) if self.base.device.type == "cpu" else 1
         if threads == 1:
-            self._meter.add(drain())
+            self._meter.add(self._drain_alone(work, blocks, rows_of, weights))
         else:
+            pending = iter(blocks)  # shared by the workers: each takes the next block
             pool = _workers(os.getpid(), torch.get_num_threads())
-            self._meter.add(sum([future.result() for future in [pool.submit(drain) for _ in range(threads)]]))
+            done = [pool.submit(self._drain, work, pending, rows_of, weights) for _ in range(threads)]
+            self._meter.add(sum([future.result() for future in done]))
+
+    def _drain(self, work: _Work, blocks: Iterable[_Block], rows_of: _Rows, weights: bool) -> int:
+        """Do the work of some blocks; returns the bytes read for it."""
+        scratch = _Scratch(self._columns, self.base.device)
+        for block in blocks:
+            start, stop = _span(block)
+            parts = _row_blocks(rows_of(block))
+            work(block, scratch, ((i, rows, self._load(rows, start, stop, scratch, weights)) for i, rows in parts))
+        return scratch.bytes_read
+
+    def _drain_alone(self, work: _Work, blocks: Sequence[_Block], rows_of: _Rows, weights: bool) -> int:
+        """The same for all blocks, where no other thread works."""
+        return self._drain(work, blocks, rows_of, weights)
 
 
 def in_parallel(work: Callable[[Item], Result], items: Sequence[Item], device: torch.device) -> list[Result]:
@@ -332,10 +361,15 @@ def _row_blocks(rows: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
         yield first, list(rows[first : first + _ROWS])
 
 
+def _span(block: _Block) -> tuple[int, int]:
+    """Where a block starts and stops in the flat vector."""
+    return block[0][0], block[-1][1]
+
+
 def segment_sum(partial: Tensor, owner: Sequence[int], count: int) -> Tensor:
-    """Add the rows of ``partial`` that have one owner: (len(owner), n) → (count, n)."""
-    total = torch.zeros(count, partial.shape[1], dtype=partial.dtype, device=partial.device)
-    return total.index_add_(0, torch.tensor(owner, device=partial.device), partial)
+    """Add the rows of ``partial`` that have one owner: (len(owner), n) → (count, n) float64 on the CPU."""
+    total = torch.zeros(count, partial.shape[1], dtype=torch.float64)
+    return total.index_add_(0, torch.tensor(owner), partial.cpu().double())
 
 
 class ResidentTaskVectors(_TaskVectors):
@@ -394,8 +428,11 @@ class ResidentTaskVectors(_TaskVectors):
 class StreamedTaskVectors(_TaskVectors):
     """Task vectors that stay on disk: every call reads the checkpoints once, in blocks of bounded size.
 
-    Memory beyond the base does not depend on the number of checkpoints. The base is held on the CPU in any floating
-    dtype: half precision halves its memory and is exact where the base was saved in it.
+    Memory beyond the base does not depend on the number of checkpoints. The base is held in any floating dtype: half
+    precision halves its memory and is exact where the base was saved in it. Its device is where the arithmetic is done.
+
+    A sweep on a device or on one thread of the CPU reads the next blocks while it works on one (``ahead``); several
+    threads of the CPU read and work in turns anyway. Results are the same bit for bit.
     """
 
     def __init__(
@@ -405,14 +442,15 @@ class StreamedTaskVectors(_TaskVectors):
         base: Tensor,
         files: Sequence[CheckpointFile],
         *,
+        ahead: bool = True,
         meter: Meter | None = None,
     ) -> None:
         super().__init__(layout, names, base, meter or Meter())
         self.files = tuple(files)
+        self.ahead = ahead
         if len(self.files) != self.n:
             raise FwvizError(f"there are {self.n} checkpoint names, but {len(self.files)} files.")
-        if base.device.type != "cpu":
-            raise FwvizError(f"streamed task vectors need their base on the CPU, but it is on {base.device}: move it.")
+        self._itemsize = max(file.itemsize for file in self.files)
 
     def subset(self, indices: Sequence[int]) -> StreamedTaskVectors:
         """The same storage restricted to some checkpoints, in the order given. Shares ``bytes_read``."""
@@ -421,25 +459,59 @@ class StreamedTaskVectors(_TaskVectors):
             [self.names[i] for i in indices],
             self.base,
             [self.files[i] for i in indices],
+            ahead=self.ahead,
             meter=self._meter,
         )
 
     def resident(self, dtype: torch.dtype = torch.float32) -> ResidentTaskVectors:
-        """Read all task vectors into memory: n·P elements of ``dtype``."""
-        matrix = torch.empty(self.n, self.layout.size, dtype=dtype)
+        """Read all task vectors into the memory of the base's device: n·P elements of ``dtype``."""
+        matrix = torch.empty(self.n, self.layout.size, dtype=dtype, device=self.base.device)
         blocks, _ = self._blocks((0, self.layout.size))
 
-        def work(block: Sequence[_Piece], scratch: _Scratch) -> None:
-            start, stop = block[0][0], block[-1][1]
-            for first, rows in _row_blocks(range(self.n)):
-                matrix[first : first + len(rows), start:stop] = self._load(rows, start, stop, scratch, weights=False)
+        def work(block: _Block, scratch: _Scratch, loads: _Loads) -> None:
+            for first, rows, tau in loads:
+                matrix[first : first + len(rows), block[0][0] : block[-1][1]] = tau
 
-        self._run(work, blocks)
+        self._run(work, blocks, self._all)
         return ResidentTaskVectors(self.layout, self.names, self.base, matrix)
 
+    @property
+    def _columns(self) -> int:
+        return min(self.layout.size, _COLUMNS if self.base.device.type == "cpu" else _STAGED_COLUMNS)
+
     def _load(self, rows: Sequence[int], start: int, stop: int, scratch: _Scratch, weights: bool) -> Tensor:
+        block = self._fetch(rows, start, stop, scratch)
+        if block.is_cuda:
+            torch.cuda.current_stream(block.device).synchronize()  # the raw bytes are written to again by the next load
+        return self._finish(block, start, stop, weights)
+
+    def _drain_alone(self, work: _Work, blocks: Sequence[_Block], rows_of: _Rows, weights: bool) -> int:
+        plan = [(block, list(_row_blocks(rows_of(block)))) for block in blocks]
+        parts = [(*_span(block), rows) for block, loads in plan for _, rows in loads]
+        if not self.ahead or len(parts) <= _STAGES:
+            return super()._drain_alone(work, blocks, rows_of, weights)
+        device = self.base.device
+        scratch, *stages = (_Scratch(self._columns, device) for _ in range(1 + _STAGES))
+
+        def fetch(part: tuple[int, int, list[int]], stage: _Scratch) -> Tensor:
+            start, stop, rows = part
+            return self._fetch(rows, start, stop, stage)
+
+        with ReadAhead(fetch, parts, stages, device) as fetched:
+            for block, loads in plan:
+                ready = ((i, rows, self._finish(next(fetched), *_span(block), weights)) for i, rows in loads)
+                work(block, scratch, ready)
+        return sum(stage.bytes_read for stage in stages)
+
+    def _fetch(self, rows: Sequence[int], start: int, stop: int, scratch: _Scratch) -> Tensor:
+        """Weights of some checkpoints in [start, stop), read from disk and put on the device as float32."""
         block = scratch.get("block", _ROWS)[: len(rows), : stop - start]
-        raw = scratch.get("raw", max(file.itemsize for file in self.files), torch.uint8).view(-1)
-        for out, row in zip(block, rows, strict=True):
-            scratch.bytes_read += self.files[row].read_flat(start, stop, out, raw)
+        # On the CPU one row of bytes, which stays in the cache, serves all; copies to a device may still be under way.
+        raw = scratch.raw(1 if block.device.type == "cpu" else _ROWS, self._itemsize)
+        for k, row in enumerate(rows):
+            scratch.bytes_read += self.files[row].read_flat(start, stop, block[k], raw[k % len(raw)])
+        return block
+
+    def _finish(self, block: Tensor, start: int, stop: int, weights: bool) -> Tensor:
+        """What was fetched as task vectors, or as it is."""
         return block if weights else block.sub_(self.base[start:stop])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -37,7 +38,22 @@ def test_kernels_counts_the_bytes_of_each_storage(tmp_path: Path) -> None:
     assert (table["gigabytes"] * 1e9).round().tolist() == (width * 2 * TINY.size).tolist()
     assert (table["gb_per_s"] * table["seconds"]).tolist() == pytest.approx(table["gigabytes"].tolist())
     assert (table["share"] > 0).all()
+    streamed = table["storage"] == "streamed"
+    assert (table["ahead_gb_per_s"][streamed] > 0).all()
+    assert (table["ahead_share"][streamed] > 0).all()
+    assert table["ahead_gb_per_s"][~streamed].isna().all()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_cold_files_are_forgotten_before_every_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forgotten: list[int] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, start, stop, advice: forgotten.append(advice))
+    table = kernels.run(2, 2, (1,), TINY, tmp_path, cold=True, resident=False)
+    assert list(table["storage"]) == ["streamed"] * 4
+    assert forgotten == [os.POSIX_FADV_DONTNEED] * 4 * 3 * 2 * 2  # kernels, passes in turn, repeats, files
+    monkeypatch.delattr(os, "posix_fadvise")
+    with pytest.raises(FwvizError, match="without --cold"):
+        kernels.run(2, 1, (1,), TINY, tmp_path, cold=True, resident=False)
 
 
 def test_the_quadratic_is_least_at_its_checkpoints(tmp_path: Path) -> None:
