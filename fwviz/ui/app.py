@@ -105,7 +105,8 @@ def build_demo(desk: Desk | None = None) -> gr.Blocks:
 
 def make_desk() -> Desk:
     """A desk over the run store of this machine."""
-    board = JobBoard(RunStore(), execute=runner())
+    store = RunStore()
+    board = JobBoard(store, execute=runner(store))
     return Desk(board, Library(board, RunStore(recordings_root())))
 
 
