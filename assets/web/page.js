@@ -79,7 +79,7 @@
   fwviz.setRecipeQuery = (text) => {
     const changes = {};
     for (const name of fwviz.query().keys()) {
-      if (/^(pool|method|tasks|checkpoints|seed|device|dtype|storage|set\..*)$/.test(name)) changes[name] = null;
+      if (/^(pool|method|tasks|checkpoints|seed|device|dtype|storage|precision|set\..*)$/.test(name)) changes[name] = null;
     }
     for (const [name, value] of new URLSearchParams(text)) changes[name] = value;
     fwviz.setQuery(changes);

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fwviz.backbones._texts import Text, encode_typed, padded, read_tokenizer
 from fwviz.backbones.clip_config import read_json
+from fwviz.backbones.precision import computing
 from fwviz.space.binding import FlatParameters, bind
 from fwviz.space.files import CheckpointFile, ModelFiles
 from fwviz.types import FwvizError, ParamLayout
@@ -97,6 +98,7 @@ class WordsModel:
     def __init__(self, module: Any, architecture: WordsArchitecture, device: torch.device) -> None:
         self.module: Any = module
         self.device = device
+        self.precision = torch.float32
         self.lock = threading.RLock()
         self.flat: FlatParameters | None = None
         self._architecture = architecture
@@ -126,16 +128,14 @@ class WordsModel:
         count, length = answers.shape[1], max(int((answers >= 0).sum(-1).max()), 1)
         said = answers[..., :length].reshape(-1, length)
         kept = said >= 0
-        states = self._seq2seq(prompts, said, count) if self._is_seq2seq else self._causal(prompts, said, count)
-        found = states.float().log_softmax(-1).gather(-1, said.clamp_min(0)[..., None])[..., 0]
+        found = self._logits(prompts, said, count).log_softmax(-1).gather(-1, said.clamp_min(0)[..., None])[..., 0]
         return found.mul(kept).view(-1, count, length), kept.sum(-1).view(-1, count)
 
     def first(self, inputs: Tensor) -> Tensor:
         """ln p of every word as the first one of an answer: (B, vocabulary)."""
         prompts = _trimmed(inputs[:, 0].to(self.device).long())
         nothing = torch.full((len(prompts), 1), -1, device=self.device)
-        states = self._seq2seq(prompts, nothing, 1) if self._is_seq2seq else self._causal(prompts, nothing, 1)
-        return states[:, 0].float().log_softmax(-1)
+        return self._logits(prompts, nothing, 1)[:, 0].log_softmax(-1)
 
     @torch.no_grad()
     def write(self, inputs: Tensor) -> list[str]:
@@ -146,15 +146,16 @@ class WordsModel:
         if not self._is_seq2seq:  # what is written follows the last column
             order = mask.long().argsort(dim=1, stable=True)
             prompts, mask = prompts.gather(1, order), mask.gather(1, order)
-        written = self.module.generate(
-            input_ids=prompts.clamp_min(0),
-            attention_mask=mask.long(),
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=tokenise.longest_answer,
-            eos_token_id=tokenise.end,
-            pad_token_id=tokenise.end,
-        )
+        with computing(self.device, self.precision):
+            written = self.module.generate(
+                input_ids=prompts.clamp_min(0),
+                attention_mask=mask.long(),
+                do_sample=False,
+                num_beams=1,
+                max_new_tokens=tokenise.longest_answer,
+                eos_token_id=tokenise.end,
+                pad_token_id=tokenise.end,
+            )
         start = 1 if self._is_seq2seq else prompts.shape[1]
         rows = [row[: row.index(tokenise.end)] if tokenise.end in row else row for row in written[:, start:].tolist()]
         return [text.strip() for text in read_tokenizer(tokenise.file, _WHOLE).decode_batch(rows)]
@@ -162,6 +163,12 @@ class WordsModel:
     @property
     def _is_seq2seq(self) -> bool:
         return self._architecture.tokenise.kind == "seq2seq"
+
+    def _logits(self, prompts: Tensor, said: Tensor, count: int) -> Tensor:
+        """Logits of each token of the answers, float32: (B, T), (B·count, L) → (B·count, L, vocabulary)."""
+        with computing(self.device, self.precision):
+            made = self._seq2seq(prompts, said, count) if self._is_seq2seq else self._causal(prompts, said, count)
+        return made.float()
 
     def _seq2seq(self, prompts: Tensor, said: Tensor, count: int) -> Tensor:
         """Logits of each token of the answers: (B, T), (B·count, L) → (B·count, L, vocabulary). One encoder pass."""

@@ -21,6 +21,7 @@ from fwviz.backbones.clip_text import ClipText
 from fwviz.backbones.family import Family, Watch
 from fwviz.backbones.open_clip import CONFIG as OPEN_CLIP_CONFIG
 from fwviz.backbones.open_clip import is_open_clip, open_clip_checkpoint, read_open_clip_shape
+from fwviz.backbones.precision import computing
 from fwviz.space.binding import FlatParameters, bind
 from fwviz.space.files import CheckpointFile, SafetensorsFile
 from fwviz.types import FwvizError, ParamLayout
@@ -69,6 +70,7 @@ class ClipVision:
         self.logit_scale = logit_scale
         self.base_dir = base_dir
         self.device = torch.device(device)
+        self.precision = torch.float32
         self.lock = threading.RLock()
         self.module = module_of({name: tensors[name].to(self.device, torch.float32) for name in vision_tensors(shape)})
         self.flat: FlatParameters | None = None
@@ -124,6 +126,11 @@ class ClipVision:
 
     def encode(self, pixels: Tensor, *, watch: Watch | None = None) -> Tensor:
         """Normalised pixels (B, C, H, W) → unit features (B, D). A watch makes the last block compute all tokens."""
+        with computing(self.device, self.precision):
+            projected = self._project(pixels, watch)
+        return F.normalize(projected.float(), dim=-1)
+
+    def _project(self, pixels: Tensor, watch: Watch | None) -> Tensor:
         shape, tensors = self.shape, self._tensors
         size, patch, width = shape.image_size, shape.patch_size, shape.width
         batch, grid = pixels.shape[0], size // patch
@@ -152,7 +159,7 @@ class ClipVision:
         pooled = self._norm(x[:, 0], "vision_model.post_layernorm")
         if watch is not None:
             watch(["visual_projection.weight"], pooled)
-        return F.normalize(F.linear(pooled, tensors["visual_projection.weight"]), dim=-1)
+        return F.linear(pooled, tensors["visual_projection.weight"])
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Texts → unit embeddings (N, D) by the base's own text tower, read from disk for this call."""

@@ -32,6 +32,7 @@ class Model(Protocol):
     """
 
     device: torch.device
+    precision: torch.dtype  # of its products; see fwviz.backbones.precision
     lock: threading.RLock
     module: nn.Module
     flat: FlatParameters | None

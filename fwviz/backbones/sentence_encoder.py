@@ -21,6 +21,7 @@ from fwviz.backbones._bert import BertFolder, BertShape, bert_tensors, encode_pa
 from fwviz.backbones._tensors import check_tensors, module_of
 from fwviz.backbones._texts import Text, class_texts, encode, padded, read_tokenizer
 from fwviz.backbones.family import Family, Watch
+from fwviz.backbones.precision import computing
 from fwviz.space.binding import FlatParameters, bind
 from fwviz.space.files import SafetensorsFile
 from fwviz.types import FwvizError, ParamLayout
@@ -48,6 +49,7 @@ class SentenceEncoder:
         self.prefix = prefix
         self.logit_scale = logit_scale
         self.device = torch.device(device)
+        self.precision = torch.float32
         self.lock = threading.RLock()
         names = bert_tensors(shape, prefix)
         self.module = module_of({name: tensors[name].to(self.device, torch.float32) for name in names})
@@ -73,8 +75,9 @@ class SentenceEncoder:
         """Token ids (b, t) int32, −1 behind the end, of one or several tasks → unit features (B, W)."""
         longest = max(part.shape[1] for part in parts)
         tokens = torch.cat([F.pad(part, (0, longest - part.shape[1]), value=-1) for part in parts]).to(self.device)
-        packed = encode_packed(tokens, self._tensors, self.shape, self.prefix, watch)
-        return F.normalize(packed.pooled("mean"), dim=-1)
+        with computing(self.device, self.precision):
+            packed = encode_packed(tokens, self._tensors, self.shape, self.prefix, watch)
+        return F.normalize(packed.pooled("mean").float(), dim=-1)
 
 
 @dataclass(frozen=True)

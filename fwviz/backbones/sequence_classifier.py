@@ -27,6 +27,7 @@ from fwviz.backbones._tensors import check_tensors
 from fwviz.backbones._texts import Text, encode_typed, read_tokenizer
 from fwviz.backbones.clip_config import read_json
 from fwviz.backbones.family import Classifier, Family, Watch
+from fwviz.backbones.precision import computing
 from fwviz.backbones.sentence_encoder import SentenceEncoder
 from fwviz.space.files import CheckpointFile, ModelFiles
 from fwviz.types import FwvizError, ParamLayout
@@ -46,8 +47,9 @@ class SequenceClassifier(SentenceEncoder):
         """Samples (b, 2, T) of one or several tasks → features (B, W), not of unit length."""
         longest = max(part.shape[2] for part in parts)
         rows = torch.cat([F.pad(part, (0, longest - part.shape[2]), value=-1) for part in parts]).to(self.device)
-        packed = encode_packed(rows[:, 0], self._tensors, self.shape, self.prefix, watch, types=rows[:, 1])
-        return packed.pooled("first")
+        with computing(self.device, self.precision):
+            packed = encode_packed(rows[:, 0], self._tensors, self.shape, self.prefix, watch, types=rows[:, 1])
+        return packed.pooled("first").float()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fwviz.runs.recipe import Recipe
 
 MAX_RECIPE_FILE = 1 << 20
+_FIELDS = ("pool", "method", "tasks", "checkpoints", "seed", "device", "dtype", "storage", "precision", "coefficients")
 
 
 def add_recipe_options(parser: argparse.ArgumentParser, argv: Sequence[str], method: str | None = None) -> None:
@@ -27,6 +28,7 @@ def add_recipe_options(parser: argparse.ArgumentParser, argv: Sequence[str], met
     parser.add_argument("--device", help="cpu, cuda, cuda:<number> or mps (cpu)")
     parser.add_argument("--dtype", help="type of the task vectors: float32, bfloat16 or float16 (float32)")
     parser.add_argument("--storage", help="task vectors in memory or read from disk: resident or streamed (resident)")
+    parser.add_argument("--precision", help="what the model computes in: float32 or bfloat16 (float32)")
     parser.add_argument("--coefficients", help="of given_coefficients: granularity:row_row…, such as model:0.3,0.5")
     parser.set_defaults(default_method=method, method=None, set=[], setting_flags=())
     if method is not None:
@@ -44,11 +46,7 @@ def add_recipe_options(parser: argparse.ArgumentParser, argv: Sequence[str], met
 
 
 def recipe_of(options: argparse.Namespace) -> Recipe:
-    values = {
-        name: getattr(options, name)
-        for name in ("pool", "method", "tasks", "checkpoints", "seed", "device", "dtype", "storage", "coefficients")
-        if getattr(options, name) is not None
-    }
+    values = {name: getattr(options, name) for name in _FIELDS if getattr(options, name) is not None}
     settings: dict[str, Any] = {}
     for item in options.set:
         name, equals, value = item.partition("=")

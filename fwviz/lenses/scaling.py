@@ -84,7 +84,7 @@ def scaling(
     if methods:
         chosen = [entry("methods", name.strip()) for name in methods.split(",")]
         curves = tuple(Variant(method.title, method.name, ({},)) for method in chosen)
-    same = ("pool", "device", "dtype", "storage")
+    same = ("pool", "device", "dtype", "storage", "precision")
     shared = {name: value for name, value in recipe.to_dict().items() if name in same}
     cells = Cells(card, store)
     titles = names.checkpoint_titles([c.id for c in card.checkpoints], card)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 import torch
 
 from fwviz.backbones.family import Backbone
+from fwviz.backbones.precision import require_precision
 from fwviz.pools.open import Pool, open_pool
 from fwviz.registry import entry
 from fwviz.runs.cost import device_name, versions
@@ -41,15 +42,18 @@ def assemble(recipe: Recipe, *, check: Callable[[], None] | None = None) -> Asse
     """Open the pool of a recipe and build its problem and evaluator, each its own (nothing mutable is shared).
 
     ``check`` is called a few times a second inside losses and gradients; what it raises ends them. Raises FwvizError
-    for an unknown pool, checkpoint or task, an absent device or a checkpoint that does not fit.
+    for an unknown pool, checkpoint or task, an absent device, one that cannot compute in the precision, or a checkpoint
+    that does not fit.
     """
     device = require_device(recipe.device)
+    precision = require_precision(recipe.precision, device)
     pool = open_pool(recipe.pool)
     recipe.check(pool.card)
     vectors = pool.task_vectors(recipe.checkpoints, recipe.storage, getattr(torch, recipe.dtype), device)
     cards = {task: pool.card.task(task) for task in recipe.tasks}
     heads = pool.heads(recipe.tasks)
     model = pool.model(device)
+    model.precision = precision
     _check_groups(recipe, vectors.layout)
     data = {task: load_split(pool.card, card, "calibration") for task, card in cards.items()}
     # As in the papers, methods without labels see the test inputs; decoded only for those that ask.
@@ -131,7 +135,8 @@ def describe(assembly: Assembly) -> Trace:
         group_sizes=sizes,
         reference=reference,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        device=device_name(torch.device(assembly.recipe.device)),
+        device=device_name(torch.device(assembly.recipe.device))
+        + ("" if assembly.recipe.precision == "float32" else f" in {assembly.recipe.precision}"),
         versions=versions(),
     )
 

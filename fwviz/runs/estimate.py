@@ -17,9 +17,10 @@ _FURTHEST = 4.0  # times as much or as little of anything: beyond that nothing i
 def expected_seconds(recipe: Recipe, earlier: Iterable[RunSummary]) -> float | None:
     """Seconds of the most similar run that came to its end, scaled to this recipe; None if there is none like it.
 
-    Alike are runs of the same pool and method on the same device, whose settings differ in fractions (scales, rates)
-    and in numbers of updates and iterations at most. Time is taken to grow with those and with the number of tasks; for
-    methods that see no data half with checkpoints, half with tasks. ``earlier`` has the newest first.
+    Alike are runs of the same pool and method on the same device and in the same precision, whose settings differ in
+    fractions (scales, rates) and in numbers of updates and iterations at most. Time is taken to grow with those and
+    with the number of tasks; for methods that see no data half with checkpoints, half with tasks. ``earlier`` has the
+    newest first.
     """
     same, amount = _kind(recipe), _updates(recipe)
     seen = [run for run in earlier if run.status in ("converged", "max_steps") and _kind(run.recipe) == same]
@@ -45,7 +46,8 @@ def in_words(seconds: float) -> str:
 def _kind(recipe: Recipe) -> tuple[Any, ...]:
     """What must be equal for the time of one run to say anything about another."""
     others = {name: value for name, value in _effective(recipe).items() if not _is_amount(name)}
-    return recipe.pool, recipe.method, recipe.device, recipe.storage, recipe.dtype, others
+    device = "cuda:0" if recipe.device == "cuda" else recipe.device
+    return recipe.pool, recipe.method, device, recipe.precision, recipe.storage, recipe.dtype, others
 
 
 def _updates(recipe: Recipe) -> int:

@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import yaml
 
+from fwviz.backbones.precision import PRECISIONS
 from fwviz.registry import describe_settings, entry, parse_settings
 from fwviz.types import GRANULARITIES, Coefficients, FwvizError, Granularity, PoolCard
 
@@ -41,6 +42,8 @@ class Recipe:
     ``pool`` is the id of a pool, or the path of a pool folder (not in links). ``settings`` holds every setting of the
     method, defaults included, so that a recipe keeps its meaning when a default changes. ``dtype`` is the type the task
     vectors are held in; ``storage`` says whether they stay in memory or are read from disk whenever they are needed.
+    ``precision`` is what the model's products are computed in. It is part of the recipe, as ``device`` is, because it
+    changes losses and gradients: a run in bfloat16 is never taken for one in float32.
     ``coefficients`` are those of a merge by hand (method ``given_coefficients``), with 6 significant digits.
     """
 
@@ -53,6 +56,7 @@ class Recipe:
     device: str = "cpu"
     dtype: str = "float32"
     storage: Literal["resident", "streamed"] = "resident"
+    precision: str = "float32"
     coefficients: Coefficients | None = None
 
     # --- from outside ---------------------------------------------------------------------------
@@ -82,6 +86,7 @@ class Recipe:
             device=_device(values.get("device", "cpu")),
             dtype=_choice("dtype", values.get("dtype", "float32"), DTYPES),
             storage=_storage(values.get("storage", "resident")),
+            precision=_choice("precision", values.get("precision", "float32"), PRECISIONS),
             coefficients=_coefficients(values.get("coefficients")),
         )
         if recipe.coefficients is not None:
@@ -131,8 +136,13 @@ class Recipe:
     # --- to outside -----------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: strings, numbers, lists and mappings. Coefficients are left out where there are none."""
+        """Plain data: strings, numbers, lists and mappings. Coefficients are left out where there are none.
+
+        So is a precision of float32: recipes from before there was a choice keep their fingerprints.
+        """
         plain = {**asdict(self), "checkpoints": list(self.checkpoints), "tasks": list(self.tasks)}
+        if self.precision == "float32":
+            del plain["precision"]
         given = plain.pop("coefficients")
         if given is not None:
             plain["coefficients"] = {**given, "values": [list(row) for row in given["values"]]}
@@ -204,10 +214,11 @@ class Recipe:
 
     def _changed_fields(self) -> dict[str, Any]:
         defaults = {f.name: f.default for f in fields(self)}
-        return {n: getattr(self, n) for n in ("seed", "device", "dtype", "storage") if getattr(self, n) != defaults[n]}
+        names = ("seed", "device", "dtype", "storage", "precision")
+        return {name: getattr(self, name) for name in names if getattr(self, name) != defaults[name]}
 
 
-_SCALARS = ("pool", "method", "seed", "device", "dtype", "storage", "coefficients")
+_SCALARS = ("pool", "method", "seed", "device", "dtype", "storage", "precision", "coefficients")
 
 
 # --- one parser per field -----------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fwviz.backbones.family import Backbone, Classifier, Model
+from fwviz.backbones.precision import in_float32
 from fwviz.tasks.batches import Chunk, passes
 from fwviz.tasks.data import TaskData, load_split, stratified_subset
 from fwviz.tasks.extended import extended_features
@@ -135,9 +136,12 @@ class Evaluator:
         extension: Extension | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> dict[str, Score] | None:
-        """Task → score of θ (P,), or of backbone θ, router and experts together, on a whole split."""
+        """Task → score of θ (P,), or of backbone θ, router and experts together, on a whole split.
+
+        In float32, whatever the model computes in meanwhile: the weights are judged, and numbers of all runs compare.
+        """
         scores: dict[str, Score] = {}
-        with self._backbone.lock:
+        with in_float32(self._backbone):
             if extension is None:
                 self._load(theta)
             # One task at a time, so that a stop also comes between two splits that must be decoded.

@@ -40,7 +40,7 @@ def input_grams(
     def watch(names: Sequence[str], x: Tensor) -> None:
         key = tuple(name for name in names if name in merged)
         if key:
-            rows = x.reshape(-1, x.shape[-1])
+            rows = x.reshape(-1, x.shape[-1]).float()
             if key not in grams:
                 grams[key] = rows.new_zeros(rows.shape[1], rows.shape[1])
             grams[key].addmm_(rows.t(), rows)

@@ -16,6 +16,7 @@ from fwviz.runs.recipe import Recipe
 from fwviz.runs.store import RunSummary
 from fwviz.types import FwvizError
 from fwviz.ui import state
+from fwviz.ui.hardware import at_home
 from fwviz.ui.jobs import JobBoard
 from fwviz.ui.library import FIRST_METHOD, Library
 from fwviz.ui.panels.sidebar import form_value, relevance_value, runbar_value
@@ -82,7 +83,7 @@ class Forms:
         if self.board.busy:
             return  # the page asks again when the run has ended
         if any(task not in self._known(recipe) for task in recipe.tasks):
-            assemble(recipe)
+            assemble(at_home(recipe))
         for task in recipe.tasks:
             if task in self._known(recipe):
                 continue
@@ -91,7 +92,7 @@ class Forms:
             with self._ranking:
                 if task not in self._known(recipe):
                     asked = replace(recipe, tasks=(task,), checkpoints=pool.checkpoint_ids, seed=0, device="cpu")
-                    scores = entry("lenses", "lmo").run(assemble(asked))
+                    scores = entry("lenses", "lmo").run(assemble(at_home(asked)))
                     self._known(recipe)[task] = tuple(scores.sort_values("rank")["checkpoint"])
             yield {"form": self.relevance(recipe)}
 
@@ -107,7 +108,8 @@ class Forms:
                 known[run_id] = self._ended.get(run_id) or self.board.store.summary(run_id)
         self._ended = {run_id: run for run_id, run in known.items() if run.status != "running"}
         seconds = expected_seconds(recipe, known.values())
-        return f"Runs on {recipe.device}" if seconds is None else f"Runs on {recipe.device}, {in_words(seconds)}"
+        where = recipe.device if recipe.precision == "float32" else f"{recipe.device} in {recipe.precision}"
+        return f"Runs on {where}" if seconds is None else f"Runs on {where}, {in_words(seconds)}"
 
     def value(self, session: Session, recipe: Recipe, query: str | None, own: Mapping[str, Any] | None = None) -> str:
         """All that the form is sent; ``own`` is what came of something a visitor brought."""

@@ -19,6 +19,7 @@ from fwviz.runs.store import RunStore
 from fwviz.runs.trace import Trace
 from fwviz.types import FwvizError
 from fwviz.ui.by_hand import ByHand
+from fwviz.ui.hardware import at_home
 from fwviz.ui.jobs import JobBoard
 from fwviz.ui.measuring import MeasureBoard, Measurement, Work
 from fwviz.ui.pictures import Call, Picture, Shown
@@ -109,7 +110,7 @@ class Measurements:
 
         key = (recipe.pool, recipe.checkpoints, recipe.tasks, recipe.device, recipe.dtype, recipe.storage)
         if key not in self._assemblies:
-            self._assemblies[key] = assemble(recipe)
+            self._assemblies[key] = assemble(at_home(recipe))
         self._assemblies.move_to_end(key)
         while len(self._assemblies) > ASSEMBLIES:
             self._assemblies.popitem(last=False)
@@ -159,7 +160,7 @@ def _work(call: Call, grow: Callable[..., Iterator[pd.DataFrame]], shown: Shown,
         from fwviz.runs.assemble import assemble
 
         check()
-        assembly = assemble(shown.trace.recipe, check=check)
+        assembly = assemble(at_home(shown.trace.recipe), check=check)
         sources: dict[str, Any] = {"assembly": assembly, **_weights(call, shown.trace, shown.index, assembly)}
         if "store" in inspect.signature(grow).parameters:  # what is run for the picture is kept like any run
             sources["store"] = store
@@ -175,7 +176,7 @@ def _average_key(recipe: Recipe) -> Hashable:
 def _average(recipe: Recipe, control: Control) -> dict[str, dict[str, float]] | None:
     from fwviz.runs.runner import execute
 
-    trace = execute(replace(recipe, method="weight_average", settings={}), control=control)
+    trace = execute(replace(at_home(recipe), method="weight_average", settings={}), control=control)
     if control.stopped:
         return None
     if trace.status == "failed":

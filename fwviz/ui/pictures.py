@@ -77,7 +77,9 @@ class Call:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def key(self, shown: Shown) -> Hashable:
-        """Equal keys mean equal tables. The seed and the device of a recipe change no measurement of the pool."""
+        """Equal keys mean equal tables. Seed and device of a recipe change no measurement of the pool, nor does its
+        precision: measurements are made in float32.
+        """
         recipe = shown.trace.recipe
         where: Hashable = (recipe.pool, recipe.checkpoints, recipe.tasks)
         if self.at == "runs":

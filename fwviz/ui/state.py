@@ -31,7 +31,7 @@ MOST = 10.0  # the largest coefficient by hand
 _VIEW = re.compile(r"(run|rec):([A-Za-z0-9][A-Za-z0-9._-]{0,119})")
 _CONTROL = re.compile(rf"({'|'.join(TABS)})\.([a-z][a-z_]{{0,29}})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
-_RECIPE_KEYS = re.compile(r"pool|method|tasks|checkpoints|seed|device|dtype|storage|set\..{1,60}")
+_RECIPE_KEYS = re.compile(r"pool|method|tasks|checkpoints|seed|device|dtype|storage|precision|set\..{1,60}")
 
 
 # A coefficient changed by hand: layer ("" is all of them), checkpoint, value.

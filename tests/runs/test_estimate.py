@@ -35,6 +35,7 @@ def test_nothing_is_known_without_a_run_like_it() -> None:
         ran(1.0, recipe(device="cuda")),
         ran(1.0, recipe(storage="streamed")),
         ran(1.0, recipe(dtype="bfloat16")),
+        ran(1.0, recipe(precision="bfloat16")),
         ran(1.0, recipe(pool="other")),
         ran(1.0, recipe(settings={"batch_size": 64})),
         ran(1.0, recipe(), status="stopped"),
@@ -45,6 +46,20 @@ def test_nothing_is_known_without_a_run_like_it() -> None:
         ran(1.0, recipe(settings={"max_steps": 100})),
     ]
     assert [expected_seconds(recipe(), [other]) for other in others] == [None] * len(others)
+
+
+@pytest.mark.parametrize(
+    "where", [{"device": "cuda"}, {"device": "mps"}, {"device": "cuda:1", "precision": "bfloat16"}]
+)
+def test_every_device_and_precision_has_times_of_its_own(where: dict[str, str]) -> None:
+    before = [ran(30.0, recipe()), ran(3.0, recipe(**where))]
+    assert expected_seconds(recipe(**where), before) == 3.0
+    assert expected_seconds(recipe(), before) == 30.0
+
+
+def test_the_first_gpu_is_the_gpu() -> None:
+    assert expected_seconds(recipe(device="cuda:0"), [ran(2.0, recipe(device="cuda"))]) == 2.0
+    assert expected_seconds(recipe(device="cuda:1"), [ran(2.0, recipe(device="cuda"))]) is None
 
 
 def test_time_grows_with_tasks_and_updates() -> None:

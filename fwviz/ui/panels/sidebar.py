@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from fwviz.backbones.families import FAMILIES
+from fwviz.backbones.precision import PRECISIONS
 from fwviz.registry import Entry, SettingSpec, describe_settings, entries
 from fwviz.runs.recipe import DTYPES, STORAGES, Recipe
 from fwviz.types import PoolCard
@@ -218,7 +219,15 @@ def _general() -> list[dict[str, Any]]:
         "storage", str, "resident", "Hold all task vectors in memory, or stream them from disk.", choices=STORAGES
     )
     dtype = SettingSpec("dtype", str, "float32", "Number format of the task vectors in memory.", choices=DTYPES)
-    return [_setting(spec) for spec in (seed, device, storage, dtype)]
+    precision = SettingSpec(
+        "precision",
+        str,
+        "float32",
+        "What the model computes in; weights, gradients, losses and final scores are float32 in either case. bfloat16 "
+        "is for graphics cards: on most processors it is slower.",
+        choices=PRECISIONS,
+    )
+    return [_setting(spec) for spec in (seed, device, precision, storage, dtype)]
 
 
 def devices() -> tuple[str, ...]:
