@@ -150,7 +150,7 @@ def _link(path: Path) -> None:
         archive.writestr(entry, "/etc/passwd")
 
 
-def _encrypted(content: bytearray) -> None:
+def encrypt(content: bytearray) -> None:
     """Set the flag of encryption in every header, local and central."""
     for mark, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         place = content.find(mark)
@@ -159,7 +159,7 @@ def _encrypted(content: bytearray) -> None:
             place = content.find(mark, place + 4)
 
 
-def _lie(name: bytes, size: int) -> Callable[[bytearray], None]:
+def lie(name: bytes, size: int) -> Callable[[bytearray], None]:
     """Let the headers of one file claim another unpacked size."""
 
     def change(content: bytearray) -> None:
@@ -222,8 +222,8 @@ BAD_ZIPS: dict[str, tuple[Make, str]] = {
     "only a text": (lambda p: write_zip(p, {"readme.txt": b"hello"}), "holds no picture"),
     "zip bomb": (_with({"shapes/circle/b.png": b"\0" * (9 << 20)}), "times its size"),
     "huge file": (_with({"shapes/circle/b.png": b"\0" * (17 << 20)}), "unpacks to 17 MiB"),
-    "size lies small": (_patched(_lie(b"shapes/circle/0.png", 10)), "damaged"),
-    "size lies large": (_patched(_lie(b"shapes/circle/0.png", 1 << 19)), "damaged"),
+    "size lies small": (_patched(lie(b"shapes/circle/0.png", 10)), "damaged"),
+    "size lies large": (_patched(lie(b"shapes/circle/0.png", 1 << 19)), "damaged"),
     "too many files": (_with({f"shapes/circle/{i}.txt": b"" for i in range(4100)}), "4110 files"),
     "traversal": (_with({"../../outside.png": PICTURE}), "lead out of the archive"),
     "traversal inside": (_with({"shapes/circle/../../../x.png": PICTURE}), "lead out of the archive"),
@@ -232,7 +232,7 @@ BAD_ZIPS: dict[str, tuple[Make, str]] = {
     "drive": (_with({"C:/x/y.png": PICTURE}), "lead out of the archive"),
     "control letters": (_with({"shapes/circle/\x1b[2J.png": PICTURE}), "lead out of the archive"),
     "link": (_link, "a link"),
-    "encrypted": (_patched(_encrypted), "is encrypted"),
+    "encrypted": (_patched(encrypt), "is encrypted"),
     "nested": (_with({"shapes/circle/more.zip": b"PK\x05\x06" + b"\0" * 18}), "archive inside the archive"),
     "nested in disguise": (_with({"shapes/circle/x.png": b"PK\x03\x04" + b"x" * 99}), "archive inside the archive"),
     "unusual packing": (lambda p: write_zip(p, {f"a/{i}.png": PICTURE for i in range(5)}, zipfile.ZIP_LZMA),

@@ -11,6 +11,13 @@ from pathlib import Path
 
 from fwviz.types import FwvizError, PoolCard
 
+# What of a model's folder is ever loaded: weights, and what says how to read them. Nothing that can run.
+MODEL_FILES = (
+    "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json",
+    "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
+    "vocab.txt", "merges.txt", "added_tokens.json", "open_clip_config.json", "tokenizer.model", "spiece.model",
+)  # fmt: skip
+
 
 def base_folder(card: PoolCard) -> Path:
     """The folder of a pool's base.

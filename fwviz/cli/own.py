@@ -43,17 +43,17 @@ def own(argv: Sequence[str]) -> int:
     parser.add_argument("--runs", type=Path, metavar="DIR", help="run store (FWVIZ_RUNS or ~/.cache/fwviz/runs)")
     options = parser.parse_args(given)
     from fwviz.runs.export import check_target
-    from fwviz.runs.own import Wish, default_root, own_pool, pool_name
+    from fwviz.runs.own import Base, Wish, default_root, own_pool, pool_name
 
     if options.out is not None:
         check_target(options.out)  # before the work, not after it
     if options.base is None:
-        parent = recipe_of(options).pool  # which also finds what is wrong with the options
-        parent = str(Path(parent).resolve()) if os.sep in parent else parent
+        name = recipe_of(options).pool  # which also finds what is wrong with the options
+        parent: str | Base = str(Path(name).resolve()) if os.sep in name else name
     else:
         if options.pool is not None or not options.bring:
             raise FwvizError("a --base stands in the place of a --pool, and needs checkpoints to --bring.")
-        parent = _base(options.base)
+        parent = Base(_base(options.base))
     wish = Wish(options.title, _names(options.classes), tuple(options.prompts), _seed(options.seed))
     brought = [_place(text) for text in options.bring]
     if options.keep is not None:
@@ -103,21 +103,30 @@ _PLACES = "folders, safetensors files or ids on the Hub"
 
 def _place(text: str) -> tuple[str, Path]:
     """Name and place of a checkpoint; one of the Hub is downloaded."""
-    path = Path(text)
-    if path.exists() or path.is_absolute() or path.suffix:
-        return path.stem if path.is_file() else path.resolve().name, path
-    from fwviz.pools.hub import fetch
+    from fwviz.pools.check import PICKLES
 
-    return text.rpartition("/")[2], fetch(text)
+    path = Path(text)
+    if path.exists() or path.is_absolute() or path.suffix in (".safetensors", *PICKLES):
+        return path.stem if path.is_file() else path.resolve().name, path
+    return text.rpartition("/")[2], _fetched(text)
 
 
 def _base(text: str) -> str:
     if Path(text).is_dir() or Path(text).is_absolute():
         return str(Path(text).resolve())
-    from fwviz.pools.hub import fetch
-
-    fetch(text)
+    _fetched(text)
     return text
+
+
+def _fetched(text: str) -> Path:
+    """The folder of what is no file or folder here, and so must be on the Hub."""
+    from fwviz.pools.hub import check_id, fetch
+
+    try:
+        check_id(text)
+    except FwvizError as error:
+        raise FwvizError(f"{text} is not on this machine, and {error}") from None
+    return fetch(text)
 
 
 def _readable(path: Path) -> None:
@@ -157,6 +166,8 @@ def _make_room(place: Path, made: Path) -> None:
 
 def _print_found(made: OwnPool) -> None:
     print(made.said)
+    for finding in made.base:
+        print(f"base: {finding.text}")
     _print_brought(made.brought)
     print(f"pool: {made.root}")
 
@@ -164,6 +175,8 @@ def _print_found(made: OwnPool) -> None:
 def _print_brought(brought: Sequence[Brought]) -> None:
     for one in brought:
         print(one.sentence())
+        for finding in one.findings[1:]:
+            print(f"  {finding.severity}: {finding.text}")
 
 
 def _print_relevance(made: OwnPool, recipe: Recipe) -> None:

@@ -31,7 +31,7 @@ _MAX_DEPTH = 24
 _MAX_CHECKPOINTS, _MAX_TASKS, _MAX_CLASSES, _MAX_PROMPTS = 1024, 1024, 10_000, 256
 _MAX_ROWS = 1_000_000
 _MAX_PARENTS = 8
-_REPOSITORY = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/)?[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
+REPOSITORY = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/)?[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # libyaml's where PyYAML was built with it: ten times faster.
 _SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -321,7 +321,7 @@ class Node:
 
     def check_repository(self, key: str, value: Any) -> None:
         """Raise FwvizError unless ``value`` is the id of a repository on the Hub."""
-        if not isinstance(value, str) or not _REPOSITORY.fullmatch(value) or ".." in value or "--" in value:
+        if not isinstance(value, str) or not REPOSITORY.fullmatch(value) or ".." in value or "--" in value:
             raise self.wrong(key, value, "the id of a repository on the Hub, owner/name")
 
     def sha256(self, key: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +36,7 @@ _PREFIXES = (
 )
 _TIED = ("lm_head.", "embed_tokens.", "predictions.decoder.", "shared.", "embed_out.")
 _VOCABULARY = ("embed_tokens", "word_embeddings", "token_embedding", "wte.", "shared.", "lm_head")
-_MERGEABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MERGEABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _PIECE = 1 << 22  # elements looked at together
 _SHOWN = 5
 
@@ -74,6 +74,11 @@ def examine(
         found = [Finding("error", "damaged", str(error))]
     finally:
         known.close()
+    return sort_findings(found)
+
+
+def sort_findings(found: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The gravest first."""
     order = {"error": 0, "warning": 1, "fact": 2}
     return tuple(sorted(found, key=lambda finding: order[finding.severity]))
 
@@ -114,11 +119,11 @@ def refuse_pickles(path: Path) -> None:
 def _compare(path: Path, base: _Tensors, include: tuple[str, ...], exclude: tuple[str, ...]) -> Iterator[Finding]:
     """Everything the headers and configurations tell."""
     shapes = {name: info.shape for name, info in base.info.items()}
+    merged = {name for name in shapes if name.startswith(include) and not (exclude and name.startswith(exclude))}
     if path.is_dir() and is_adapter(path):
         adapter = AdapterFile(path, shapes)
-        changed = len(adapter.changes)
         adapter.file.close()
-        yield Finding("fact", "adapter", f"a {adapter.config.kind} adapter that changes {changed} tensors of the base.")
+        yield from _adapter(adapter, merged)
         return
     own = _Tensors(path)
     own.close()
@@ -127,7 +132,6 @@ def _compare(path: Path, base: _Tensors, include: tuple[str, ...], exclude: tupl
         yield Finding("fact", "open_clip", f"saved by open_clip: {shape.depth} blocks of width {shape.width}.")
     else:
         yield from _configurations(path, base)
-    merged = {name for name in shapes if name.startswith(include) and not (exclude and name.startswith(exclude))}
     places = {name: _place(path, name) for name in merged}
     found = own.info
     missing = sorted(name for name in merged if places[name].name not in found)
@@ -143,6 +147,23 @@ def _compare(path: Path, base: _Tensors, include: tuple[str, ...], exclude: tupl
             "dtype",
             f"saved in {', '.join(sorted(kinds))}, the base in {', '.join(sorted(theirs))}: the task vector "
             f"carries the rounding of both.",
+        )
+
+
+def _adapter(adapter: AdapterFile, merged: set[str]) -> Iterator[Finding]:
+    """What an adapter changes, and what of that is merged."""
+    changes = adapter.changes
+    outside = sorted(changes - merged)
+    yield Finding(
+        "fact", "adapter", f"a {adapter.config.kind} adapter that changes {len(changes)} tensors of the base."
+    )
+    if outside:
+        everything = len(outside) == len(changes)
+        yield Finding(
+            "error" if everything else "warning",
+            "outside",
+            f"it changes {listed(outside)}, which is no part of the merge"
+            + (": its task vector would be zero." if everything else ", so that this stays as the base has it."),
         )
 
 
@@ -180,7 +201,7 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
 def _names(
     path: Path, missing: list[str], extra: list[str], merged: set[str], include: tuple[str, ...]
 ) -> Iterator[Finding]:
-    prefix = _renamed(missing, extra)
+    prefix = renamed(missing, extra)
     if prefix is not None:
         way = f"without the {prefix[1:]!r}" if prefix.startswith("-") else f"with a {prefix!r}"
         yield Finding(
@@ -193,25 +214,27 @@ def _names(
     tied = [name for name in missing if any(mark in name for mark in _TIED)]
     if tied and len(tied) == len(missing):
         yield Finding(
-            "warning", "tied", f"{_list(tied)} is not saved, being tied to another tensor: leave it out of the merge."
+            "warning", "tied", f"{listed(tied)} is not saved, being tied to another tensor: leave it out of the merge."
         )
     elif missing:
         yield Finding(
-            "error", "missing", f"{len(missing)} of {len(merged)} tensors are missing: {_list(missing)}; save it whole."
+            "error",
+            "missing",
+            f"{len(missing)} of {len(merged)} tensors are missing: {listed(missing)}; save it whole.",
         )
     inside = [
         name for name in extra if name.startswith(include) and not name.endswith("position_ids") and include != ("",)
     ]
     outside = [name for name in extra if name not in inside and not name.endswith("position_ids")]
     if inside:
-        yield Finding("error", "extra", f"{_list(inside)}: the base lacks this, so it is of another model.")
+        yield Finding("error", "extra", f"{listed(inside)}: the base lacks this, so it is of another model.")
     if outside:
         yield Finding(
-            "warning", "extra", f"{_list(outside)}: the base lacks this; it stays out of the merge, as a head does."
+            "warning", "extra", f"{listed(outside)}: the base lacks this; it stays out of the merge, as a head does."
         )
 
 
-def _renamed(missing: list[str], extra: list[str]) -> str | None:
+def renamed(missing: Sequence[str], extra: Sequence[str]) -> str | None:
     """The prefix by which all missing names are there, "-" before one that is too much in the base; None if none."""
     if not missing or len(extra) < len(missing):
         return None
@@ -239,9 +262,9 @@ def _shape(name: str, info: TensorInfo, place: Place, shape: tuple[int, ...]) ->
             yield Finding(
                 "error", "shape", f"{name!r} has shape {info.shape}, the base {wanted}: it is of another model."
             )
-    elif info.dtype not in _MERGEABLE and info.dtype not in (torch.int64, torch.int32, torch.uint8, torch.bool):
+    elif info.dtype not in MERGEABLE and info.dtype not in (torch.int64, torch.int32, torch.uint8, torch.bool):
         yield Finding("error", "dtype", f"{name!r} is {info.dtype}: save it as float16, bfloat16 or float32.")
-    elif info.dtype not in _MERGEABLE and not name.endswith(("position_ids", "token_type_ids", "num_batches_tracked")):
+    elif info.dtype not in MERGEABLE and not name.endswith(("position_ids", "token_type_ids", "num_batches_tracked")):
         yield Finding("error", "dtype", f"{name!r} is {info.dtype}, quantised perhaps: save it as float16 or float32.")
 
 
@@ -259,24 +282,24 @@ def _look_inside(path: Path, base: _Tensors, include: tuple[str, ...], exclude: 
         merged = (n for n in base.home if n.startswith(include) and not (exclude and n.startswith(exclude)))
         for name in merged:
             place = _place(path, name)
-            if place.name not in own.home or own.info[place.name].dtype not in _MERGEABLE:
+            if place.name not in own.home or own.info[place.name].dtype not in MERGEABLE:
                 continue
-            if not all(_finite(own.home[place.name], place.name)):
+            if not finite(own.home[place.name], place.name):
                 bad.append(place.name)
             moved = moved or place != Place(name) or _differ(own.home[name], base.home[name], name)
     finally:
         own.close()
     if bad:
         yield Finding(
-            "error", "not finite", f"{_list(sorted(set(bad)))} holds NaN or infinity: leave it out or restore it."
+            "error", "not finite", f"{listed(sorted(set(bad)))} holds NaN or infinity: leave it out or restore it."
         )
     elif not moved:
         yield Finding("warning", "equal", "every merged tensor equals the base's: its task vector is zero.")
 
 
-def _finite(file: SafetensorsFile, name: str) -> Iterator[bool]:
-    for piece in _pieces(file, name):
-        yield bool(piece.isfinite().all())
+def finite(file: SafetensorsFile, name: str) -> bool:
+    """Whether a tensor holds numbers only; read piece by piece."""
+    return all(bool(piece.isfinite().all()) for piece in _pieces(file, name))
 
 
 def _differ(own: SafetensorsFile, base: SafetensorsFile, name: str) -> bool:
@@ -292,6 +315,7 @@ def _pieces(file: SafetensorsFile, name: str) -> Iterator[torch.Tensor]:
         yield file.read_into(name, torch.empty(count, dtype=info.dtype), start, count)
 
 
-def _list(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Some names and how many more there are."""
     shown = ", ".join(json.dumps(name, ensure_ascii=False) for name in names[:_SHOWN])
     return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

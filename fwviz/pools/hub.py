@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fwviz.backbones.folders import cached_snapshot, hub_cache
-from fwviz.pools.card import Node, read_yaml
+from fwviz.backbones.folders import MODEL_FILES, cached_snapshot, hub_cache
+from fwviz.pools.card import REPOSITORY, Node, read_yaml
 from fwviz.pools.open import pool_card, pool_ids
 from fwviz.pools.places import is_id
 from fwviz.types import METRICS, SPLITS, FwvizError, MetricName, Split
@@ -26,11 +26,6 @@ Kind = Literal["model", "dataset"]
 State = Literal["here", "missing", "refused"]
 
 HUB_FAMILIES = ("clip_vision", "sentence_encoder", "sequence_classifier", "seq2seq", "causal_lm")
-_MODEL_FILES = (
-    "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json",
-    "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
-    "vocab.txt", "merges.txt", "added_tokens.json", "open_clip_config.json", "tokenizer.model", "spiece.model",
-)  # fmt: skip
 _DATA_FILES = ("*.parquet",)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Samples of each split: enough to steer by, to choose by and to judge by.
@@ -253,6 +248,12 @@ def _local_report(hub: str, kind: Kind) -> RepoReport:
     )
 
 
+def check_id(text: str) -> None:
+    """Raise FwvizError unless a text is the id of a repository."""
+    if not REPOSITORY.fullmatch(text) or ".." in text or "--" in text or text.endswith((".", "-")):
+        raise FwvizError(f"{text[:60]!r} is no id of a repository on the Hub: write owner/name.")
+
+
 def look(hub: str, kind: Kind = "model", *, anonymous: bool = False) -> RepoReport:
     """What one repository would take; with ``anonymous`` as anybody may see it, whatever token this machine has."""
     return _report(hub, kind, anonymous)
@@ -281,22 +282,22 @@ def _report(hub: str, kind: Kind, anonymous: bool = False) -> RepoReport:
 # --- loading ------------------------------------------------------------------------------------
 
 
-def fetch(hub: str, kind: Kind = "model", *, anonymous: bool = False) -> Path:
-    """Download what a merge needs of a repository into the Hub's cache and return its folder.
+def fetch(hub: str, kind: Kind = "model", *, anonymous: bool = False, cache: Path | None = None) -> Path:
+    """Download what a merge needs of a repository into the Hub's cache, or another one, and return its folder.
 
     With ``anonymous`` as anybody may, whatever token this machine has.
     Files that are there are kept; an interrupted file is taken up again. One sentence for every way it can fail.
     """
     from huggingface_hub import snapshot_download
 
-    patterns = list(_MODEL_FILES if kind == "model" else _DATA_FILES)
+    patterns = list(MODEL_FILES if kind == "model" else _DATA_FILES)
     with _asking(hub), _quiet():
         return Path(
             snapshot_download(
                 hub,
                 repo_type=kind,
                 allow_patterns=patterns,
-                cache_dir=hub_cache(),
+                cache_dir=cache or hub_cache(),
                 endpoint=_endpoint(),
                 max_workers=2,
                 token=False if anonymous else None,
@@ -389,7 +390,7 @@ def _wanted(info: Any, kind: Kind) -> list[tuple[str, int]]:
     """(name, bytes) of the files a merge needs."""
     from fnmatch import fnmatch
 
-    patterns = _MODEL_FILES if kind == "model" else _DATA_FILES
+    patterns = MODEL_FILES if kind == "model" else _DATA_FILES
     files = [(str(file.rfilename), int(file.size or 0)) for file in info.siblings or ()]
     return [(name, size) for name, size in files if any(fnmatch(name, pattern) for pattern in patterns)]
 

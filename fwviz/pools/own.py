@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -15,9 +14,7 @@ from typing import Any
 
 import yaml
 
-from fwviz.backbones._bert import find_prefix, read_bert_shape
-from fwviz.backbones.clip_config import read_json, read_vision_shape
-from fwviz.backbones.folders import base_folder, cached_snapshot
+from fwviz.backbones.folders import base_folder
 from fwviz.backbones.open_clip import is_open_clip
 from fwviz.pools.adapters import is_adapter
 from fwviz.pools.card import load_card, weights_name
@@ -26,8 +23,6 @@ from fwviz.pools.places import is_id
 from fwviz.space.files import SafetensorsFile
 from fwviz.types import CheckpointCard, FwvizError, PoolCard, TaskCard
 
-_ENCODERS = ("bert", "roberta", "xlm-roberta")
-_TOKENS, _SCALE = 128, 20.0  # of a sentence encoder, where nobody says
 # What of a checkpoint's folder a pool keeps: weights and what says how to read them.
 _KEPT = (
     "*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", "open_clip_config.json",
@@ -121,13 +116,14 @@ def found_pool(
     tasks: Sequence[TaskCard],
     checkpoints: Sequence[CheckpointCard],
     training: Mapping[str, Any] | None = None,
+    called: str = "a base of your own",
 ) -> PoolCard:
     """Write ``root/pool.yaml`` of a pool with a base of its own, ``base`` as a card says it; the card as read."""
     plain = {
         "format": 1,
         "id": root.name,
-        "title": ", ".join(task.title for task in tasks)[:200],
-        "summary": f"{len(checkpoints)} checkpoints of {base.get('hub', 'a base')} that were brought, and their tasks.",
+        "title": f"{', '.join(task.title for task in tasks)} + {called}"[:200],
+        "summary": f"{len(checkpoints)} checkpoints of {called} that were brought, and their tasks.",
         "family": family,
         "base": dict(base),
         "merge": {"include": list(include), "exclude": []},
@@ -137,33 +133,6 @@ def found_pool(
         "training": dict(training or {}),
     }
     return _write(plain, root)
-
-
-def read_base(place: str) -> tuple[str, dict[str, Any], tuple[str, ...]]:
-    """Family, ``base`` of a card and prefixes of what is merged, of a base in a folder or of the Hub's cache.
-
-    ``place`` is an absolute folder or the id of a repository. Raises FwvizError for a model of another kind.
-    """
-    folder = Path(place) if Path(place).is_absolute() else cached_snapshot(place)
-    if folder is None:
-        raise FwvizError(f"the base {place} is not on this machine: download it, or name its folder.")
-    kind = read_json(folder / "config.json").get("model_type")
-    weights = folder / "model.safetensors"
-    tensors = SafetensorsFile(weights)
-    shapes = {name: info.shape for name, info in tensors.tensors.items()}
-    tensors.close()
-    with weights.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
-    base: dict[str, Any] = {"hub": place} if not Path(place).is_absolute() else {"path": "base"}
-    base |= {"sha256": digest, "parameters": sum(math.prod(shape) for shape in shapes.values()), "licence": "not said"}
-    if kind == "clip":
-        size = read_vision_shape(folder / "config.json").image_size
-        return "clip_vision", base | {"image_size": size}, ("vision_model.", "visual_projection.")
-    if kind in _ENCODERS:
-        shape, prefix = read_bert_shape(folder / "config.json"), find_prefix(shapes)
-        base |= {"tokens": min(shape.longest, _TOKENS), "scale": _SCALE}
-        return "sentence_encoder", base, (f"{prefix}embeddings.", f"{prefix}encoder.")
-    raise FwvizError(f"{folder / 'config.json'} is of a {kind!r} model: give a CLIP or a BERT-like encoder as base.")
 
 
 def free_id(text: str, taken: Sequence[str]) -> str:

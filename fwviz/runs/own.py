@@ -10,13 +10,17 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from fwviz.backbones.families import FAMILIES
-from fwviz.backbones.folders import base_folder
+from fwviz.backbones.folders import MODEL_FILES, base_folder
+from fwviz.pools.adapters import is_adapter
+from fwviz.pools.base import examine_base, place_of_base, read_base
+from fwviz.pools.check import Finding
 from fwviz.pools.open import Pool, close_pools, pool_card
-from fwviz.pools.own import Brought, bring_checkpoint, extend_pool, found_pool, free_id, link_or_copy, read_base
+from fwviz.pools.own import Brought, bring_checkpoint, extend_pool, found_pool, free_id, link_or_copy
 from fwviz.tasks.evaluators import Evaluator
 from fwviz.tasks.own import check_prompts, class_names, read_examples, split_examples, write_splits
 from fwviz.tasks.pictures import read_framing
@@ -38,12 +42,28 @@ class Wish:
 
 
 @dataclass(frozen=True)
+class Base:
+    """A base of a person's own in the place of a pool: its absolute folder, or its id in the Hub's cache.
+
+    ``title`` is what it is called where its place says nothing.
+    """
+
+    place: str
+    title: str = ""
+
+    @property
+    def called(self) -> str:
+        """What it is called in sentences."""
+        return self.title or Path(self.place).name
+
+
+@dataclass(frozen=True)
 class OwnPool:
     """A pool that was made: its folder, what was found in the examples, and how good each checkpoint is alone.
 
     ``labels`` are the classes as the examples call them, in the order of the task's classes.
     ``scores`` maps "base" and every checkpoint → split → score on the task; ``best`` is the checkpoint that is best on
-    the examples that are not test; ``brought`` reports on the checkpoints a person gave.
+    the examples that are not test; ``brought`` reports on the checkpoints a person gave, ``base`` on a base they gave.
     """
 
     root: Path
@@ -54,6 +74,7 @@ class OwnPool:
     best: str = ""
     scores: dict[str, dict[Split, Score]] = field(default_factory=dict)
     brought: tuple[Brought, ...] = ()
+    base: tuple[Finding, ...] = ()
 
 
 def default_root() -> Path:
@@ -61,9 +82,10 @@ def default_root() -> Path:
     return Path(os.environ.get("FWVIZ_OWN") or Path.home() / ".cache" / "fwviz" / "own")
 
 
-def pool_name(parent: str, files: Sequence[Path], wish: Wish) -> str:
+def pool_name(parent: str | Base, files: Sequence[Path], wish: Wish) -> str:
     """A name that is the same for the same files and wishes."""
-    digest = hashlib.sha256(repr((parent, wish.title, sorted(wish.names.items()), wish.prompts, wish.seed)).encode())
+    whole = parent if isinstance(parent, str) else parent.place
+    digest = hashlib.sha256(repr((whole, wish.title, sorted(wish.names.items()), wish.prompts, wish.seed)).encode())
     for path in files:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file():
@@ -73,7 +95,7 @@ def pool_name(parent: str, files: Sequence[Path], wish: Wish) -> str:
 
 
 def own_pool(
-    parent: str,
+    parent: str | Base,
     root: Path,
     *,
     examples: Path | None = None,
@@ -83,19 +105,19 @@ def own_pool(
 ) -> OwnPool:
     """A pool in the new folder ``root`` that adds a task of one's own, or checkpoints, to the pool ``parent``.
 
-    ``parent`` is the name of a pool, the absolute folder of one, or a base alone (its absolute folder, or its id in the
-    Hub's cache), which then needs both ``examples`` and ``checkpoints`` (name, folder or file). ``told`` hears which of
-    the checkpoints has been judged; what it raises ends the work. Until all is well there is nothing at ``root``.
+    ``parent`` is the name of a pool, the absolute folder of one, or a base alone, which then needs both ``examples``
+    and ``checkpoints`` (name, folder or file). ``told`` hears which of the checkpoints has been judged; what it raises
+    ends the work. Until all is well there is nothing at ``root``.
 
     Raises:
-        FwvizError: the examples are none, no checkpoint fits the base, or there is nothing to add.
+        FwvizError: the base is none, the examples are none, no checkpoint fits the base, or there is nothing to add.
     """
     if examples is None and not checkpoints:
         raise FwvizError("there is nothing to add to the pool: give examples of a task, or checkpoints.")
     if len(checkpoints) > MAX_CHECKPOINTS:
         raise FwvizError(f"{len(checkpoints)} checkpoints were given, but {MAX_CHECKPOINTS} are the most: take fewer.")
     with _staged(root) as stage:
-        start = _start(parent, stage)
+        start = _start(parent, stage, examples is not None and bool(checkpoints))
         task, said = None, ""
         labels: tuple[str, ...] = ()
         if examples is not None:
@@ -111,7 +133,9 @@ def own_pool(
         scores: dict[str, dict[Split, Score]] = {}
         best = ""
         if task is None:
-            Pool(card).task_vectors([c.id for c in added], "streamed")  # which refuses what does not open
+            pool = Pool(card)
+            for name, folder in ((c.id, card.root / c.path) for c in added):  # which refuses what does not open
+                pool.task_vectors([name], "resident" if is_adapter(folder) else "streamed")
         else:
             scores = _judge(card, task.id, told)
             best = max(card.default_checkpoints, key=lambda name: _merit(scores[name]))
@@ -119,16 +143,25 @@ def own_pool(
             task = replace(task, accuracy={row: _known(found) for row, found in rows.items()})
             card = start.write(stage, (task,), added, {"best_checkpoint": {task.id: best}})
     close_pools(root)
-    return OwnPool(root, pool_card(root), task, said, labels, best, scores, tuple(brought))
+    return OwnPool(root, pool_card(root), task, said, labels, best, scores, tuple(brought), start.report)
+
+
+def check_base(base: Base) -> tuple[Finding, ...]:
+    """What is found in a base (see :func:`fwviz.pools.base.examine_base`); FwvizError if it can be none."""
+    report = examine_base(place_of_base(base.place))
+    if report[0].severity == "error":
+        raise FwvizError(f"{base.called} cannot be a base: {report[0].text}")
+    return report
 
 
 @dataclass(frozen=True)
 class _Start:
-    """What is added to. A base ``alone`` has a card that knows of the base only."""
+    """What is added to: a pool, or with a ``base`` a card that knows of the base only."""
 
     parent: str
     card: PoolCard
-    alone: bool
+    base: Base | None = None
+    report: tuple[Finding, ...] = ()
 
     def write(
         self,
@@ -137,31 +170,30 @@ class _Start:
         checkpoints: Sequence[CheckpointCard],
         training: Mapping[str, Any] | None = None,
     ) -> PoolCard:
-        if not self.alone:
-            return extend_pool(self.parent, self.card, root, tasks=tasks, checkpoints=checkpoints, training=training)
-        if not tasks or not checkpoints:
-            raise FwvizError(
-                "a base alone makes no pool: give checkpoints of it, and examples of a task to judge them."
-            )
         card = self.card
+        if self.base is None:
+            return extend_pool(self.parent, card, root, tasks=tasks, checkpoints=checkpoints, training=training)
         return found_pool(
-            card.base, card.family, card.include, root, tasks=tasks, checkpoints=checkpoints, training=training
-        )
+            card.base, card.family, card.include, root, tasks=tasks, checkpoints=checkpoints, training=training,
+            called=self.base.called,
+        )  # fmt: skip
 
 
-def _start(parent: str, stage: Path) -> _Start:
-    folder = Path(parent)
-    hub = os.sep in parent and not folder.is_absolute()
-    if not hub and not (folder.is_absolute() and not (folder / "pool.yaml").is_file()):
-        return _Start(parent, pool_card(parent), False)
-    family, base, include = read_base(parent)
-    if not hub:
+def _start(parent: str | Base, stage: Path, whole: bool) -> _Start:
+    """Open what is added to. ``whole``: there are both a task and checkpoints, without which a base makes no pool."""
+    if isinstance(parent, str):
+        return _Start(parent, pool_card(parent))
+    if not whole:
+        raise FwvizError("a base alone makes no pool: give checkpoints of it, and examples of a task to judge them.")
+    report = check_base(parent)
+    family, base, include = read_base(parent.place)
+    if "path" in base:
         (stage / "base").mkdir(parents=True)
-        for file in sorted(folder.iterdir()):
-            if file.suffix in (".json", ".txt") or file.name == "model.safetensors":
+        for file in sorted(Path(parent.place).iterdir()):
+            if any(fnmatch(file.name, pattern) for pattern in MODEL_FILES):
                 link_or_copy(file, stage / "base" / file.name)
-    card = PoolCard(stage, "base", "a base", "", family, base, include, (), (), (), (), ())
-    return _Start(parent, card, True)
+    card = PoolCard(stage, "base", parent.called, "", family, base, include, (), (), (), (), ())
+    return _Start(parent.place, card, parent, report)
 
 
 def _add_task(path: Path, start: _Start, stage: Path, wish: Wish) -> tuple[TaskCard, str, tuple[str, ...]]:

@@ -1,0 +1,75 @@
+"""A base of a person's own: what is said of a sound one, and a corpus of those that can be none."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fwviz.pools.base import examine_base, read_base
+from fwviz.pools.check import examine
+from tests.own_models import BAD_BASES, bad_base, ia3_of, lora_of
+
+
+def test_a_sound_base_is_named_with_its_size(tiny_pool_path: Path, tiny_text_pool_path: Path) -> None:
+    (clip, *rest) = examine_base(tiny_pool_path / "base")
+    assert re.fullmatch(
+        r"a CLIP of 0\.\d+ million weights that takes pictures of \d+ x \d+; its image tower .*", clip.text
+    )
+    (text, *others) = examine_base(tiny_text_pool_path / "base")
+    assert re.fullmatch(r"an encoder of texts of 0\.\d+ million weights, 2 blocks of width \d+, .*", text.text)
+    assert {finding.severity for finding in (clip, text, *rest, *others)} == {"fact"}
+    for root, family in ((tiny_pool_path, "clip_vision"), (tiny_text_pool_path, "sentence_encoder")):
+        assert read_base(str(root / "base"))[0] == family
+
+
+@pytest.mark.parametrize("name", BAD_BASES)
+def test_a_bad_base_is_one_sentence_and_stays_as_it_is(name: str, tiny_pool_path: Path, tmp_path: Path) -> None:
+    folder = bad_base(name, tiny_pool_path / "base", tmp_path / "base")
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    first, *_ = examine_base(folder)
+    assert first.severity == "error"
+    assert re.search(BAD_BASES[name][1], first.text), first.text
+    assert "\n" not in first.text
+    assert len(first.text) < 400
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_what_a_base_has_beside_its_encoder_is_said(tiny_text_pool_path: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_text_pool_path / "base", tmp_path / "base"))
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, "cls.predictions.bias": torch.zeros(3)}, folder / "model.safetensors")
+    assert any(f.kind == "extra" and '"cls.predictions.bias"' in f.text for f in examine_base(folder))
+    renamed = {f"model.{name}": tensor for name, tensor in tensors.items()}
+    save_file(renamed, folder / "model.safetensors")
+    assert [f.kind for f in examine_base(folder) if f.severity == "error"] == ["renamed"]
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_warned_of(tiny_text_pool_path: Path, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    folder = Path(shutil.copytree(tiny_text_pool_path / "base", tmp_path / "base"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens(["zebra", "gnu"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (warning,) = [finding for finding in examine_base(folder) if finding.severity == "warning"]
+    assert re.fullmatch(r"tokenizer.json has \d+ tokens, the model \d+: .*", warning.text)
+
+
+def test_adapters_that_change_what_is_not_merged(tiny_pool_path: Path, tmp_path: Path) -> None:
+    base, whole = tiny_pool_path / "base", tiny_pool_path / "checkpoints" / "shape"
+    lora, ia3 = lora_of(whole, base, tmp_path / "lora"), ia3_of(base, tmp_path / "ia3")
+    tower = ("vision_model.", "visual_projection.")
+    assert [(f.severity, f.kind) for f in examine(lora, base, tower)] == [("fact", "adapter")]
+    assert [(f.severity, f.kind) for f in examine(ia3, base, tower)] == [("fact", "adapter")]
+    (first, *_) = examine(lora, base, ("visual_projection.",))
+    assert (first.severity, first.kind) == ("error", "outside")
+    assert "its task vector would be zero" in first.text
+    (first, *_) = examine(lora, base, tower, ("vision_model.encoder.layers.0.",))
+    assert (first.severity, first.kind) == ("warning", "outside")
+    assert "vision_model.encoder.layers.0.self_attn.q_proj.weight" in first.text
