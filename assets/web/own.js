@@ -1,5 +1,5 @@
-/* The form's section "Bring your own": a task of labelled examples, or checkpoints. Files go to the server piece by
- * piece over a plain request; what is made of them comes back as a pool of this page's own.
+/* The form's section "Bring your own": a task of labelled examples, checkpoints, or a base for them. Files go to the
+ * server piece by piece over a plain request; what is made of them comes back as a pool of this page's own.
  */
 (() => {
   const fwviz = (window.fwviz ||= {});
@@ -13,7 +13,8 @@
   fwviz.makeOwn = (send) => {
     let key = "";
     let busy = null; // the part that waits for an answer
-    let inputs = "images";
+    let pool = { inputs: "images", heads: "texts" };
+    let base = null; // what the server says of a base of this page's own that is no pool yet
 
     // --- a part: a file to choose, how far it is, what came of it -------------------------------
     function makePart(name, { title, accept, multiple, most, chosen }) {
@@ -28,7 +29,8 @@
       part.said = el("div", { class: "fw-own-said", role: "status", "aria-live": "polite" });
       part.more = el("div", {});
       part.after = el("div", {});
-      part.node = el("div", { class: "fw-own-part" }, el("h3", {}, title), part.help, part.drop, part.more, part.progress, part.said, part.after);
+      part.title = el("h3", {}, title);
+      part.node = el("div", { class: "fw-own-part" }, part.title, part.help, part.drop, part.more, part.progress, part.said, part.after);
       part.take = (files) => {
         const found = [...files];
         if (!found.length || busy) return;
@@ -58,6 +60,15 @@
       part.said.replaceChildren(...sentences.map((text) => el("p", {}, text)));
     }
 
+    // What else was found in each model, beside the sentence that is said of it.
+    const words = { error: "wrong", warning: "mind", fact: "found" };
+    function report(part, models) {
+      const found = models.filter((model) => model.findings.length > 1);
+      if (!found.length) return;
+      const rows = found.map((model) => [el("dt", {}, model.name), ...model.findings.map((one) => el("dd", { "data-severity": one.severity }, el("b", {}, words[one.severity]), el("span", {}, one.text)))]);
+      part.said.append(el("details", { class: "fw-more fw-own-report" }, el("summary", {}, "All that was found"), el("dl", {}, ...rows.flat())));
+    }
+
     function show(part, share, text) {
       part.progress.hidden = share === null;
       if (share !== null) {
@@ -76,6 +87,7 @@
       if (busy) show(busy, null);
       busy = null;
       for (const control of node.querySelectorAll("input, button")) control.disabled = false;
+      task.file.disabled = Boolean(base && !base.checkpoints.length);
     }
 
     // One file as the body of a request: counted here for the bar, and on the server for safety.
@@ -123,7 +135,7 @@
       most: MAX_TASK,
       chosen: (files) => {
         task.after.replaceChildren();
-        bring(task, "task", files.slice(0, 1), ([file]) => ({ what: "task", file }));
+        bring(task, "task", files.slice(0, 1), ([file]) => ({ what: "task", file, base: Boolean(base) }));
       },
     });
 
@@ -162,48 +174,93 @@
     }
 
     // --- your checkpoints -----------------------------------------------------------------------
-    const hub = el("input", { type: "text", id: "fw-own-hub", placeholder: "owner/name owner/name", autocomplete: "off", spellcheck: "false", maxlength: 2000 });
     const checkpoints = makePart("checkpoints", {
       title: "Your checkpoints",
-      accept: ".safetensors",
+      accept: ".safetensors,.zip,.json",
       multiple: true,
       most: MAX_CHECKPOINT,
-      chosen: (files) => bring(checkpoints, "checkpoint", files, (ids) => ({ what: "checkpoints", files: ids })),
+      chosen: (files) => bring(checkpoints, "checkpoint", files, (ids) => ({ what: "checkpoints", files: ids, base: Boolean(base) })),
     });
-    checkpoints.label.textContent = "Choose .safetensors files";
-    const ask = () => {
-      if (busy) return;
-      if (!hub.value.trim()) return say(checkpoints, ["Write the id of a model on the Hub first, such as owner/name."], true);
-      work(checkpoints);
-      show(checkpoints, 0, "Asking the Hub …");
-      send({ what: "checkpoints", files: [], hub: hub.value });
-    };
-    hub.addEventListener("keydown", (event) => event.key === "Enter" && ask());
-    const add = el("button", { type: "button", class: "fw-button", onclick: ask }, "Add");
-    checkpoints.more.append(el("label", { for: "fw-own-hub", class: "fw-own-label" }, "or ids of models on the Hub"), el("div", { class: "fw-own-row" }, hub, add));
+    checkpoints.label.textContent = "Choose .safetensors or .zip files";
+    checkpoints.more.append(...askHub(checkpoints, "fw-own-hub", "or ids of models on the Hub", "owner/name owner/name", (hub) => ({ what: "checkpoints", files: [], hub, base: Boolean(base) })));
 
+    // --- your base ------------------------------------------------------------------------------
+    const ground = makePart("base", {
+      title: "Your base",
+      accept: ".safetensors,.json,.txt,.model,.zip",
+      multiple: true,
+      most: MAX_CHECKPOINT,
+      chosen: (files) => bring(ground, "base", files, (ids) => ({ what: "base", files: ids })),
+    });
+    ground.label.textContent = "Choose the files of the model, or a .zip";
+    ground.more.append(...askHub(ground, "fw-own-base-hub", "or the id of a model on the Hub", "owner/name", (hub) => ({ what: "base", files: [], hub })));
+
+    // An id of the Hub, and the button that asks for it.
+    function askHub(part, id, label, placeholder, ask) {
+      const field = el("input", { type: "text", id, placeholder, autocomplete: "off", spellcheck: "false", maxlength: 2000 });
+      const go = () => {
+        if (busy) return;
+        if (!field.value.trim()) return say(part, ["Write the id of a model on the Hub first, such as owner/name."], true);
+        work(part);
+        show(part, 0, "Asking the Hub …");
+        send(ask(field.value));
+      };
+      field.addEventListener("keydown", (event) => event.key === "Enter" && go());
+      return [el("label", { for: id, class: "fw-own-label" }, label), el("div", { class: "fw-own-row" }, field, el("button", { type: "button", class: "fw-button", onclick: go }, "Add"))];
+    }
+
+    // With a base of one's own the three parts are steps, in the order in which they are needed.
+    const back = el("button", { type: "button", class: "fw-button" }, "Put this base away");
+    back.addEventListener("click", () => {
+      if (busy) return;
+      work(ground);
+      send({ what: "base", drop: true });
+    });
+    const other = el("details", { class: "fw-more fw-own-base" }, el("summary", {}, "Another base than this pool's"));
+    function settle() {
+      const steps = base ? [ground, checkpoints, task] : [task, checkpoints, ground];
+      const titles = new Map([[task, "Your task"], [checkpoints, "Your checkpoints"], [ground, "Your base"]]);
+      steps.forEach((part, i) => part.title.replaceChildren(base ? `${i + 1} · ${titles.get(part)}` : titles.get(part)));
+      node.classList.toggle("fw-own-steps", Boolean(base));
+      ground.drop.hidden = ground.more.hidden = Boolean(base);
+      ground.after.replaceChildren(...(base ? [back] : []));
+      if (!base) other.append(ground.node);
+      parts.replaceChildren(...(base ? steps.map((part) => part.node) : [task.node, checkpoints.node, other]));
+      fit(pool);
+    }
+
+    const parts = el("div", { class: "fw-own-parts" });
     const node = el(
       "details",
       { class: "fw-own" },
-      el("summary", {}, "Bring your own", el("small", {}, "task or checkpoints")),
-      task.node,
-      checkpoints.node,
+      el("summary", {}, "Bring your own", el("small", {}, "task, checkpoints, base")),
+      parts,
       el("p", { class: "fw-help" }, "Only this page sees what you bring. It is deleted from the server when the page is closed."),
     );
 
     // --- what the server says -------------------------------------------------------------------
-    function fit(pool) {
-      inputs = pool.inputs;
-      const able = pool.heads === "texts";
-      task.drop.hidden = !able;
+    function fit(chosen) {
+      pool = chosen;
+      const inputs = base ? base.inputs : pool.inputs;
+      const able = base || pool.heads === "texts";
+      const early = base && !base.checkpoints.length;
+      task.drop.hidden = !able || early;
       task.help.textContent = !able
         ? "The models of this pool have no heads made of class names, so a task of your own needs another pool."
-        : inputs === "images"
-          ? "20 to 200 pictures, sorted into one folder per class, as a .zip file."
-          : "20 to 200 texts as a .csv file with the columns text and label.";
+        : early
+          ? "After the checkpoints: a task is what they are judged on."
+          : inputs === "images"
+            ? "20 to 200 pictures, sorted into one folder per class, as a .zip file."
+            : "20 to 200 texts as a .csv file with the columns text and label.";
       task.label.textContent = inputs === "images" ? "Choose a .zip of class folders" : "Choose a .csv of texts";
       task.file.accept = inputs === "images" ? ".zip" : ".csv,.tsv";
-      checkpoints.help.textContent = "Fine-tunes of this pool's base. Each is compared with the base before it joins.";
+      const whose = base ? "your base" : "this pool's base";
+      checkpoints.help.textContent = `Fine-tunes of ${whose} as .safetensors; LoRA or IA3 adapters as adapter_config.json with adapter_model.safetensors, or several as a .zip with a folder for each. Each is compared with the base before it joins.`;
+      ground.help.textContent = base
+        ? base.checkpoints.length
+          ? `${base.title}, with ${base.checkpoints.length === 1 ? "1 checkpoint" : `${base.checkpoints.length} checkpoints`}: ${base.checkpoints.join(", ")}.`
+          : base.title
+        : "A CLIP or a BERT-like encoder of texts: model.safetensors with config.json, tokenizer.json and, for pictures, preprocessor_config.json. Then bring checkpoints of it, and a task.";
     }
 
     function take(own) {
@@ -216,6 +273,10 @@
         }
       }
       const part = busy;
+      if (own.base !== undefined && JSON.stringify(own.base) !== JSON.stringify(base)) {
+        base = own.base;
+        settle();
+      }
       if (own.problem) {
         rest();
         say(part || task, [own.problem], true);
@@ -226,11 +287,19 @@
           drawNames();
         }
         say(part || task, own.said);
+        report(part || task, own.report || []);
+        if (own.task) for (const one of [checkpoints, ground]) say(one, []);
+      } else if (own.said) {
+        rest();
+        say(part || ground, own.said);
+        report(part || ground, own.report || []);
+        if (!base) for (const one of [task, checkpoints]) say(one, []);
       } else if (own.total !== undefined && part) {
         show(part, own.total ? own.done / own.total : 0, own.total ? `Judging the base and every checkpoint alone: ${own.done} of ${own.total}` : "Looking at it …");
       }
     }
 
+    settle();
     return { node, take, fit };
   };
 })();

@@ -15,7 +15,7 @@ import gradio as gr
 
 from fwviz.runs.store import RunStore
 from fwviz.types import FwvizError
-from fwviz.ui import exports, state, uploads, web
+from fwviz.ui import exports, state, uploads, web, wire
 from fwviz.ui.desk import Desk
 from fwviz.ui.hardware import runner
 from fwviz.ui.jobs import JobBoard
@@ -234,8 +234,7 @@ def _guarded(desk: Desk, session: Session, ask: Callable[[], Messages]) -> Messa
     try:
         return ask()
     except FwvizError as error:
-        text = str(error)
-        return {"runbar": runbar_value(desk.looking.job(session), error=text[:1].upper() + text[1:])}
+        return {"runbar": runbar_value(desk.looking.job(session), error=wire.sentence(error))}
     except Exception:
         _log.exception("an event of a page failed")
         return {"runbar": runbar_value(desk.looking.job(session), error=_UNEXPECTED)}

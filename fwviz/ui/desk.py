@@ -12,7 +12,7 @@ from typing import Any
 from fwviz.pools.open import first_pool, pool_ids
 from fwviz.runs.recipe import GIVEN, Recipe
 from fwviz.types import Coefficients, FwvizError
-from fwviz.ui import state, views
+from fwviz.ui import state, views, wire
 from fwviz.ui.bringing import Bringing, Told
 from fwviz.ui.by_hand import by_hand
 from fwviz.ui.controls import parse
@@ -159,8 +159,7 @@ class Desk:
             for told in self.bringing.bring(session.own, self.forms.pools(session), data):
                 yield self._brought(session, owner, told) if "pool" in told else {"form": own_value(told)}
         except FwvizError as error:
-            text = str(error)
-            yield {"form": own_value({"problem": text[:1].upper() + text[1:]})}
+            yield {"form": own_value({"problem": wire.sentence(error)})}
         except Exception:
             _log.exception("what a visitor brought could not be made a pool")
             yield {"form": own_value({"problem": "Something unexpected happened on the server: its log says what."})}

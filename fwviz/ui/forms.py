@@ -122,7 +122,7 @@ class Forms:
             relevance=self._known(recipe),
             forecast=self.forecast(recipe),
             query=query,
-            own={"key": session.own, **(own or {})},
+            own={"key": session.own, "base": self.shelf.base(session.own), **(own or {})},
         )
 
     def _known(self, recipe: Recipe) -> dict[str, tuple[str, ...]]:

@@ -7,7 +7,9 @@ records of its runs are deleted. A pool has a name nobody can guess, is found by
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import re
 import secrets
 import shutil
@@ -18,23 +20,29 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from fwviz.pools.check import PICKLES
 from fwviz.pools.open import close_pools
 from fwviz.pools.places import lend, take_back
 from fwviz.types import FwvizError
 
-Kind = Literal["task", "checkpoint"]
+Kind = Literal["task", "checkpoint", "base"]
 
 PREFIX = "own-"
-MAX_BYTES: dict[Kind, int] = {"task": 32 << 20, "checkpoint": 1 << 30}
+MAX_BYTES: dict[Kind, int] = {"task": 32 << 20, "checkpoint": 1 << 30, "base": 1 << 30}
 MAX_FILES = 16  # of a visitor
 MAX_VISITOR = 2 << 30  # bytes
 MAX_ALL = 8 << 30  # bytes of all visitors
 MAX_POOLS = 24  # of a visitor, those that others were made of included
 MAX_VISITORS = 2000
 _ROOM = 256 << 20  # bytes of disk that stay free
-_ENDINGS: dict[Kind, tuple[str, ...]] = {"task": (".zip", ".csv", ".tsv", ".txt"), "checkpoint": (".safetensors",)}
+_ENDINGS: dict[Kind, tuple[str, ...]] = {
+    "task": (".zip", ".csv", ".tsv", ".txt"),
+    "checkpoint": (".safetensors", ".zip", "adapter_config.json"),
+    "base": (".safetensors", ".zip", ".json", ".txt", ".model"),
+}
+_COPY = re.compile(r" ?\(\d{1,3}\)(?=\.\w+$)")  # what browsers add to the name of a file they download again
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +59,32 @@ class Upload:
 
 
 @dataclass
+class OwnBase:
+    """A base that a visitor gave, and the checkpoints of it that fit: a pool as soon as there is a task.
+
+    ``card`` is what the page is told of it; ``place`` is the base's folder, ``folder`` holds it and the checkpoints.
+    """
+
+    folder: Path
+    place: Path
+    include: tuple[str, ...]
+    card: dict[str, Any]
+    checkpoints: tuple[tuple[str, Path], ...] = ()
+
+    @property
+    def title(self) -> str:
+        return str(self.card["title"])
+
+
+@dataclass(frozen=True)
+class Made:
+    """The task that was made last: its file, and what it was added to, a pool or a base of the visitor's own."""
+
+    file: str
+    parent: str | OwnBase
+
+
+@dataclass
 class Visitor:
     """One page and what it brought. ``pools`` can be chosen; ``lent`` are also those they were made of."""
 
@@ -61,14 +95,16 @@ class Visitor:
     pools: tuple[str, ...] = ()
     lent: tuple[str, ...] = ()
     runs: tuple[str, ...] = ()
-    task: tuple[str, str] | None = None  # the file of the task made last, and the pool it was added to
+    task: Made | None = None
+    base: OwnBase | None = None  # one that is no pool yet
     receiving: int = 0
     left: float | None = None
     seen: float = field(default_factory=time.monotonic)
 
     @property
     def size(self) -> int:
-        return sum(upload.size for upload in self.uploads.values())
+        """Bytes of disk its folder takes; a file with several names counts once."""
+        return held(self.folder) if self.folder is not None else 0
 
 
 class Shelf:
@@ -142,16 +178,17 @@ class Shelf:
         """Begin to take a file. FwvizError if it is of no use here or there is no room for it."""
         with self._lock:
             visitor = self._visitor(key)
-            chosen: Kind = "checkpoint" if kind == "checkpoint" else "task"
-            plain = re.sub(r"[^\w.+ ()-]", "_", name.replace("\\", "/").rpartition("/")[2])[-80:].lstrip(".")
+            chosen: Kind = "base" if kind == "base" else "checkpoint" if kind == "checkpoint" else "task"
+            if re.search(r"[/\\]", name) or not name.isprintable() or name.startswith("."):
+                raise FwvizError(f"{name[-80:]!a} is a name that could lead elsewhere: call the file otherwise.")
+            plain = re.sub(r"[^\w.+ ()-]", "_", name)[-80:].lstrip(".")
+            plain = plain if chosen == "task" else _COPY.sub("", plain)
             if not plain.lower().endswith(_ENDINGS[chosen]):
                 raise FwvizError(_wrong_ending(plain, chosen))
             if len(visitor.uploads) + visitor.receiving >= MAX_FILES:
                 raise FwvizError(f"you have brought {MAX_FILES} files, which is all there is room for: remove some.")
-            total = sum(v.size for v in self._visitors.values())
-            room = min(MAX_BYTES[chosen], MAX_VISITOR - visitor.size, MAX_ALL - total)
             folder = self._folder(visitor)
-            room = min(room, shutil.disk_usage(folder).free - _ROOM)
+            room = min(MAX_BYTES[chosen], self._room(visitor))
             if announced > MAX_BYTES[chosen]:
                 raise _too_large(plain, MAX_BYTES[chosen])
             if announced > room:
@@ -188,6 +225,31 @@ class Shelf:
                     visitor.uploads[upload.id] = upload
         if visitor is None or upload is None:
             shutil.rmtree(receiving.path.parent, ignore_errors=True)
+
+    def scratch(self, key: str) -> tuple[Path, int]:
+        """A new folder among a visitor's, and the bytes there is room for in it."""
+        with self._lock:
+            visitor = self._visitor(key)
+            folder = self._folder(visitor) / f"work-{secrets.token_hex(6)}"
+            folder.mkdir()
+            self._watch()
+            return folder, max(0, self._room(visitor))
+
+    # --- bases ------------------------------------------------------------------------------------
+
+    def base(self, key: str) -> dict[str, Any] | None:
+        """What the page is told of the base of its own that waits for checkpoints or a task; None if there is none."""
+        with self._lock:
+            visitor = self._visitors.get(key)
+            return visitor.base.card if visitor is not None and visitor.base is not None else None
+
+    def lay(self, key: str, base: OwnBase | None) -> None:
+        """From now on this is the visitor's base; the one before is deleted unless a pool was made of it."""
+        with self._lock:
+            visitor = self._visitor(key)
+            before, visitor.base = visitor.base, base
+        if before is not None and (visitor.task is None or visitor.task.parent is not before):
+            shutil.rmtree(before.folder, ignore_errors=True)
 
     # --- pools ------------------------------------------------------------------------------------
 
@@ -266,6 +328,12 @@ class Shelf:
         visitor.seen = time.monotonic()
         return visitor
 
+    def _room(self, visitor: Visitor) -> int:
+        """Bytes a visitor may still bring. The lock is held."""
+        total = sum(v.size for v in self._visitors.values())
+        free = shutil.disk_usage(self._folder(visitor)).free - _ROOM
+        return min(MAX_VISITOR - visitor.size, MAX_ALL - total, free)
+
     def _folder(self, visitor: Visitor) -> Path:
         if visitor.folder is None:
             if self._root is not None:
@@ -286,8 +354,10 @@ class Receiving:
 
     def write(self, piece: bytes) -> None:
         self._size += len(piece)
+        if self._size > MAX_BYTES[self.kind]:
+            raise _too_large(self.name, MAX_BYTES[self.kind])
         if self._size > self._room:
-            raise _too_large(self.name, self._room)
+            raise FwvizError(f"there is no room for {self.name} on the server: try a smaller one, or later.")
         try:
             self._file.write(piece)
         except OSError:
@@ -313,9 +383,27 @@ def _too_large(name: str, most: int) -> FwvizError:
     return FwvizError(f"{name} is too large: a file of this kind may have {most >> 20} MiB.")
 
 
+def held(folder: Path) -> int:
+    """Bytes of the files in a folder and below; a file with several names counts once."""
+    sizes: dict[tuple[int, int], int] = {}
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # it may be deleted meanwhile
+                found = os.lstat(os.path.join(place, name))
+                sizes[found.st_dev, found.st_ino] = found.st_size
+    return sum(sizes.values())
+
+
 def _wrong_ending(name: str, kind: Kind) -> str:
     if kind == "task":
         return f"{name or 'the file'} is of no use here: choose a .zip of class folders or a .csv of texts and labels."
-    if name.lower().endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl")):
-        return f"{name} is a pickle, which can run code when it is read: save the model as safetensors first."
-    return f"{name or 'the file'} is no checkpoint that can be read here: choose .safetensors files."
+    if name.lower().endswith(PICKLES):
+        way = "load it with PEFT and save_pretrained it" if name.startswith("adapter") else "save the model"
+        again = "again, which writes safetensors" if name.startswith("adapter") else "as safetensors first"
+        return f"{name} is a pickle, which can run code when it is read: {way} {again}."
+    if kind == "base":
+        return f"{name or 'the file'} is no part of a base: choose model.safetensors and the .json files beside it."
+    return (
+        f"{name or 'the file'} is no checkpoint that can be read here: choose .safetensors files, an adapter's "
+        f"adapter_config.json with adapter_model.safetensors, or a .zip of such folders."
+    )

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from fwviz.types import FwvizError
+from fwviz.ui import wire
 from fwviz.ui.shelf import Shelf
 
 MAX_SECONDS = 1800.0
@@ -26,7 +27,7 @@ def routes(prefix: str, shelf: Shelf) -> list[BaseRoute]:
     async def take(request: Request) -> Response:
         nonlocal under_way
         kind, name = request.headers.get("x-fwviz-kind"), unquote(request.headers.get("x-fwviz-name", ""))
-        if kind not in ("task", "checkpoint") or not name:
+        if kind not in ("task", "checkpoint", "base") or not name:
             return JSONResponse({"problem": "The page sent no file: reload it."}, status_code=400)
         if under_way >= _TOGETHER:
             return JSONResponse({"problem": "Many files are on their way: try again in a minute."}, status_code=429)
@@ -43,8 +44,7 @@ def routes(prefix: str, shelf: Shelf) -> list[BaseRoute]:
             finally:
                 file.give_up()
         except FwvizError as error:
-            text = str(error)
-            return JSONResponse({"problem": text[:1].upper() + text[1:]}, status_code=422)
+            return JSONResponse({"problem": wire.sentence(error)}, status_code=422)
         except (ClientDisconnect, TimeoutError):
             return JSONResponse({"problem": "The upload was cut off: try again."}, status_code=408)
         finally:

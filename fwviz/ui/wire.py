@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import time
 from typing import Any
 
@@ -24,3 +25,9 @@ def message(**fields: Any) -> str:
 def version_of(message: str) -> int:
     """The version of a message made here: it comes first."""
     return int(message[message.index(":") + 1 : message.index(",")])
+
+
+def sentence(error: BaseException) -> str:
+    """What an error says, with a capital at its beginning unless it begins with the name of a file or an id."""
+    text = str(error)
+    return text[:1].upper() + text[1:] if re.match(r"[a-z]+[ ,:]", text) else text

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,68 +17,15 @@ from starlette.testclient import TestClient
 
 from fwviz.pools.open import open_pool, pool_ids
 from fwviz.pools.places import find_pool
-from fwviz.runs.store import RunStore
 from fwviz.types import FwvizError
 from fwviz.ui import shelf as shelves
 from fwviz.ui import uploads
 from fwviz.ui.desk import Desk
-from fwviz.ui.jobs import JobBoard
-from fwviz.ui.library import Library
 from fwviz.ui.shelf import Shelf
-from fwviz.ui.state import TABS, Opening, Session, View, parse_opening
+from fwviz.ui.state import TABS, Opening, View, parse_opening
 from tests.hub_server import serving
 from tests.own_corpus import BAD_TABLES, BAD_ZIPS, shapes_zip, texts_csv
-
-FAST = {"max_steps": 2, "inner_updates": 3, "batch_size": 4}
-
-
-@pytest.fixture(scope="module")
-def pool_id(tiny_pool_path: Path, tiny_text_pool_path: Path) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FWVIZ_POOLS", f"{tiny_pool_path.parent}:{tiny_text_pool_path.parent}")
-        yield tiny_pool_path.name
-
-
-@pytest.fixture
-def desk(pool_id: str, tmp_path: Path) -> Iterator[Desk]:
-    board = JobBoard(RunStore(tmp_path / "runs"))
-    made = Desk(board, Library(board, RunStore(tmp_path / "traces")))
-    made.shelf._root, made.shelf._patience = tmp_path / "shelf", 0.2
-    yield made
-    board.close()
-    made.shelf.close()
-
-
-def visitor(desk: Desk, name: str, key: str = "") -> Session:
-    session = desk.sessions.get(name)
-    desk.open(session, parse_opening(json.dumps({"query": {}, "width": 1440, "runs": [], "own": key})))
-    return session
-
-
-def give(desk: Desk, session: Session, file: Path, kind: str = "task") -> str:
-    receiving = desk.shelf.receive(session.own, kind, file.name, file.stat().st_size)
-    receiving.write(file.read_bytes())
-    return receiving.finish().id
-
-
-def bring(desk: Desk, session: Session, **event: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The last form message and all that was told before."""
-    told = [json.loads(messages["form"]) for messages in desk.bring(session, session.id, event)]
-    return told[-1], told
-
-
-def finish(desk: Desk, session: Session) -> None:
-    deadline = time.monotonic() + 60
-    while (job := desk.looking.job(session)) is not None and not job.ended:
-        assert time.monotonic() < deadline
-        desk.board.wait(job, job.version, 1.0)
-
-
-def wait_for(said: str, met: Any) -> None:
-    deadline = time.monotonic() + 20
-    while not met():
-        assert time.monotonic() < deadline, said
-        time.sleep(0.02)
+from tests.own_pages import FAST, bring, finish, give, visitor, wait_for
 
 
 def test_from_a_zip_to_a_merged_model(desk: Desk, pool_id: str, tmp_path: Path) -> None:
