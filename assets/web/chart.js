@@ -171,7 +171,8 @@
         return;
       }
       const start = performance.now();
-      const layout = themed(figure.layout || {});
+      // Plotly writes ranges into the layout it is given; what later differences are applied to must stay as it was sent.
+      const layout = themed(structuredClone(figure.layout || {}));
       const height = layout.height || 340;
       delete layout.width;
       layout.height = height;

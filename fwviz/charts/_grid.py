@@ -16,6 +16,7 @@ from fwviz.charts import _style as style
 ROW = 32
 LINE = 15  # px from one note above the map to the next
 MEAN = "all of them"  # the column of the means
+LEVEL = 6  # columns whose names stand level
 MOST = 12  # columns in which numbers fit; on a phone half as many
 
 
@@ -99,10 +100,15 @@ def draw(
     low, high = style.number(-reach), style.number(reach)
     key = f"{low} {blocks} {high}{unit}" if narrow else f"{ends[0]} {low} {blocks} {high}{unit} {ends[1]}"
     lines = [*notes, key]
-    labels = [style.coloured(style.short(title, 16 if narrow else 40), colours.ink) for title in grid.rows.values()]
+    labels = [_label(title, colours, 18 if narrow else 34) for title in grid.rows.values()]
     below = [style.short(title, 12 if narrow else 22) for title in grid.columns.values()]
-    left, bottom, top = style.text_width(labels) + 12, style.text_width(below) + 14, LINE * len(lines) + 12
-    row = matrix.ROW if len(grid.rows) > 12 else ROW
+    level = not narrow and len(below) <= LEVEL  # few columns are wide enough for their names
+    left, top = (
+        style.text_width([line for label in labels for line in label.split("<br>")]) + 12,
+        LINE * len(lines) + 12,
+    )
+    bottom = 28 if level else style.text_width(below) + 14
+    row = matrix.ROW if len(grid.rows) > 12 and not any("<br>" in label for label in labels) else ROW
     base = style.layout(
         theme,
         row * len(grid.rows) + top + bottom,
@@ -119,7 +125,7 @@ def draw(
             tickmode="array",
             tickvals=[column + matrix.OFF for column in range(len(x))],
             ticktext=below,
-            tickangle=-90,
+            tickangle=0 if level else -90,
             showgrid=False,
             range=[-0.5, len(x) - 0.5],
             fixedrange=True,
@@ -127,10 +133,18 @@ def draw(
         "yaxis": matrix.row_axis(labels, theme),
         "shapes": _frames(grid, theme),
         "annotations": [
-            style.note(line, theme, yshift=5 + LINE * (len(lines) - 1 - i)) for i, line in enumerate(lines)
+            style.note(line, theme, xshift=(6 - left) * narrow, yshift=5 + LINE * (len(lines) - 1 - i))
+            for i, line in enumerate(lines)
         ],
     }
     return style.figure(traces, base | changes)
+
+
+def _label(title: str, colours: style.Palette, length: int) -> str:
+    """The name of a row; of a run the method above, what is particular to it below."""
+    first, _, rest = title.partition(f" {style.DOT} ")
+    made = style.coloured(style.short(first, length), colours.ink)
+    return made + f"<br>{style.coloured(style.short(rest, length), colours.muted)}" * bool(rest)
 
 
 def _frames(grid: Grid, theme: style.Theme) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ def cka(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool = Fals
     """
     rows = style.take(data, ("cka", "run", "task"), ("cka",))
     if not len(rows):
-        return style.empty("Nothing compared yet: press Measure.", theme, reading=READING, revision="cka")
+        return style.empty("No merge has been compared yet.", theme, reading=READING, revision="cka")
     rows = rows.assign(run=rows["run"].astype(str), task=rows["task"].astype(str))
     rows["base"] = pd.to_numeric(rows["base"], errors="coerce") if "base" in rows else np.nan
     runs, tasks = grid.labels_of(rows), style.titles(rows, "task")
@@ -58,7 +58,7 @@ def cka(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool = Fals
         name="cka",
         ends=("further away", "closer than the base"),
         unit="",
-        notes=[f"linear CKA with the task's own checkpoint, from 0 to 1{'' if narrow else samples}"],
+        notes=[f"linear CKA with the task's own checkpoint{'' if narrow else ', from 0 to 1'}{samples}"],
         reading=READING,
         summary="Mean CKA with the tasks' own checkpoints: "
         + ", ".join(f"{label} {style.number(float(mean), False)}" for label, mean in ranked[:8])

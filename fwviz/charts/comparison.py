@@ -30,7 +30,7 @@ def comparison(
     Args:
         data: rows run × task of the lens ``comparison``: ``run``, ``task``, ``accuracy`` in [0, 1], optionally
             ``label``, ``normalised`` (accuracy ÷ own checkpoint's), ``base``, ``mtl``, ``individual``, ``seconds``,
-            ``peak_memory_bytes``, ``stored_bytes`` (kept beside one model), ``task_title``.
+            ``peak_memory_bytes``, ``stored_bytes`` (kept beside one model), ``rank`` (on the task), ``task_title``.
         normalised: draw the normalised score of the paper instead of the accuracy.
     """
     value = "normalised" if normalised else "accuracy"
@@ -50,6 +50,7 @@ def comparison(
         ("stored_bytes", np.nan),
     ):
         runs[column] = rows.groupby("run", sort=False)[column].first() if column in rows else default
+    runs["rank"] = rows.groupby("run", sort=False)["rank"].mean() if "rank" in rows else np.nan
     runs["label"] = [label if isinstance(label, str) and label else run for run, label in runs["label"].items()]
     # Averages over different tasks are not comparable: complete runs first.
     runs = runs.sort_values(["tasks", "mean"], ascending=False, kind="stable")
@@ -230,7 +231,11 @@ def _result(row: pd.Series, theme: style.Theme, narrow: bool) -> dict[str, Any]:
 def _sentence(title: str, row: pd.Series, unit: str) -> str:
     cost = f"<br>It took {style.duration(float(row['seconds']))}." if np.isfinite(row["seconds"]) else ""
     kept = f"<br>It keeps {style.size(float(row['stored_bytes']))} beside the model." if row["stored_bytes"] > 0 else ""
-    return f"<b>{title}</b><br>{style.percent(row['mean'])} {unit} on average over {row['tasks']} tasks.{cost}{kept}"
+    place = f"<br>Rank {row['rank']:.1f} on average, 1 is the best." if np.isfinite(row["rank"]) else ""
+    return (
+        f"<b>{title}</b><br>{style.percent(row['mean'])} {unit} on average over {row['tasks']} tasks."
+        f"{place}{cost}{kept}"
+    )
 
 
 def _summary(runs: pd.DataFrame, unit: str) -> str:

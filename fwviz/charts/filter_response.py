@@ -15,6 +15,8 @@ READING = (
     "Blue: only what is finer than the cutoff is merged; orange: only what is coarser. The dashed line is the merge "
     "without a filter: where blue lies above it, the filter helps. Thin lines: single tasks under the high-pass."
 )
+LABELLED = 8  # tasks whose lines can be named at their ends
+ROOM = 46  # px at the right for the part of those names that lies beyond the axis
 WORDS = {"high": "fine part kept", "band": "band kept", "low": "coarse part kept"}
 
 
@@ -86,6 +88,7 @@ def filter_response(data: pd.DataFrame, *, theme: style.Theme = "light", narrow:
                     "hovertemplate": "%{hovertext}<extra></extra>",
                 }
             )
+    labels = _task_labels(rows, names, styles, theme, narrow) if len(tasks) <= LABELLED else []
     key = " &nbsp; ".join(
         style.coloured(f"● {WORDS.get(band, style.safe(band))}", shades.get(band, colours.ink))
         for band in dict.fromkeys(joint["band"])
@@ -109,7 +112,7 @@ def filter_response(data: pd.DataFrame, *, theme: style.Theme = "light", narrow:
         summary=_summary(joint, float(whole.iloc[0]) if len(whole) else None),
         reading=READING,
         revision="filter_response",
-        margin=(48, 14, 44, 42),
+        margin=(48, ROOM if labels else 14, 44, 42),
         narrow=narrow,
     )
     changes = {
@@ -117,6 +120,7 @@ def filter_response(data: pd.DataFrame, *, theme: style.Theme = "light", narrow:
         "yaxis": style.axis(theme, domain=[0, 0.3], nticks=4),
         "yaxis2": style.axis(theme, domain=[0.42, 1], tickformat=".0%", nticks=6),
         "annotations": [
+            *labels,
             style.note(key, theme, yshift=22),
             style.note("<b>quick accuracy</b>, mean over tasks (validation)", theme, yshift=5),
             style.note("<b>loss</b> (nats)", theme, y=0.3, yshift=4),
@@ -125,6 +129,32 @@ def filter_response(data: pd.DataFrame, *, theme: style.Theme = "light", narrow:
         "shapes": shapes,
     }
     return style.figure(traces, base | changes)
+
+
+def _task_labels(
+    rows: pd.DataFrame, names: dict[str, str], styles: dict[str, style.TaskStyle], theme: style.Theme, narrow: bool
+) -> list[dict[str, Any]]:
+    """The tasks' names behind the ends of their thin lines, moved apart where they would overlap."""
+    single = rows[(rows["band"] == "high") & (rows["task"] != "joint")]
+    if not len(single):
+        return []
+    ends = single.groupby("task", sort=False).tail(1)
+    low, high = float(rows["accuracy"].min()), float(rows["accuracy"].max())
+    places = style.spread([float(y) for y in ends["accuracy"]], (high - low) / 12, low, high)
+    return [
+        style.note(
+            style.coloured(style.short(names[row.task], 12 if narrow else 16), styles[row.task].colour),
+            theme,
+            xref="x",
+            x=float(row.cutoff),
+            xshift=8,
+            yref="y2",
+            y=place,
+            yanchor="middle",
+            yshift=0,
+        )
+        for row, place in zip(ends.itertuples(), places, strict=True)
+    ]
 
 
 def _sentence(row: dict[str, Any], band: str) -> str:

@@ -37,7 +37,7 @@ def generalisation(
     rows = style.take(data, ("accuracy", "filtered", "checkpoint", "task"), ("accuracy", "filtered"))
     if not len(rows):
         return style.empty(
-            "Nothing measured yet: press Measure.", theme, reading=READING, revision=f"generalisation {value}"
+            "No task vector has been tested yet.", theme, reading=READING, revision=f"generalisation {value}"
         )
     rows = rows.assign(checkpoint=rows["checkpoint"].astype(str), task=rows["task"].astype(str))
     rows["base"] = pd.to_numeric(rows["base"], errors="coerce") if "base" in rows else np.nan
@@ -75,7 +75,7 @@ def generalisation(
         name=f"generalisation {value}",
         ends=(f"worse than {against}", "better"),
         unit=" points",
-        notes=[f"taken out{cutoff}: {said}" if not narrow else said],
+        notes=[said if narrow else f"taken out{cutoff}: {said}"],
         reading=READING,
         summary=f"{len(checkpoints)} task vectors on {len(tasks)} tasks; without the coarse part{cutoff}: {said}.",
     )
@@ -84,7 +84,7 @@ def generalisation(
 def _said(change: np.ndarray, own: np.ndarray) -> str:
     """The mean change on the tasks the vectors were made on, and on the others."""
     parts = []
-    for name, wanted in (("own tasks", own), ("other tasks", ~own)):
+    for name, wanted in (("own tasks", own), ("others", ~own)):
         seen = change[wanted & np.isfinite(change)]
         if seen.size:
             parts.append(f"{name} {style.points(float(seen.mean()))}")

@@ -31,7 +31,7 @@ def left_out(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool =
     """
     rows = style.take(data, ("accuracy", "run", "task"), ("accuracy",))
     if not len(rows):
-        return style.empty("Nothing judged yet: press Measure.", theme, reading=READING, revision="left_out")
+        return style.empty("No merge has been tested yet.", theme, reading=READING, revision="left_out")
     rows = rows.assign(run=rows["run"].astype(str), task=rows["task"].astype(str))
     for column in ("base", "individual"):
         rows[column] = pd.to_numeric(rows[column], errors="coerce") if column in rows else np.nan

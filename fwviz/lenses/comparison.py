@@ -30,6 +30,7 @@ def comparison(
     Returns one row per run × task: ``run`` (id, else the fingerprint of the recipe), ``label``, ``method``,
     ``checkpoints`` (how many were merged), ``task``, ``task_title``, ``accuracy`` in [0, 1], ``normalised`` (÷ the
     task's own checkpoint's), ``base``, ``individual`` and ``mtl`` accuracy, ``mean`` (of the run over its tasks),
+    ``rank`` (among these runs on the task, 1 is the best, equal ones share the mean; SuperMerge, Table 3),
     ``seconds``, ``peak_memory_bytes``, ``bytes_read``, ``stored_bytes`` (kept beside one model: experts, feature maps,
     router).
     """
@@ -61,8 +62,12 @@ def comparison(
                 }
             )
     columns = ["run", "label", "method", "checkpoints", "task", "task_title", "accuracy", "normalised"]
-    columns += ["base", "individual", "mtl", "mean", "seconds", "peak_memory_bytes", "bytes_read", "stored_bytes"]
-    return pd.DataFrame(rows, columns=columns)
+    columns += ["base", "individual", "mtl", "mean", "rank"]
+    columns += ["seconds", "peak_memory_bytes", "bytes_read", "stored_bytes"]
+    table = pd.DataFrame(rows)
+    if len(table):
+        table["rank"] = table.groupby("task")["accuracy"].rank(ascending=False)
+    return table.reindex(columns=columns)
 
 
 def describe(trace: Trace) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import pandas as pd
 import torch
@@ -35,16 +36,15 @@ def left_out(
         split: the whole of it is judged.
         store: where the experts of the runs are kept; without it methods that are not linear are run again.
 
-    Yields a table after every merge, with ``attrs`` as in :mod:`fwviz.lenses._field`. One row per run × task: ``run``
-    (id), ``label``, ``method``, ``task``, ``task_title``, ``accuracy`` in [0, 1], ``base`` and ``individual`` (of the
-    pool card), ``rank`` (1 is the best of these runs on the task, equal ones share the mean), ``split``.
+    Yields a table after every model, with ``attrs`` as in :mod:`fwviz.lenses._field`. One row per merge × task, those
+    of the base first: ``run`` (id, "" for the base), ``label``, ``method``, ``task``, ``task_title``, ``accuracy`` in
+    [0, 1], ``base`` (that of the base), ``individual`` (of the pool card), ``rank`` (among the runs on the task, 1 is
+    the best, equal ones share the mean; none for the base), ``split``.
     Source: SuperMerge, Tables 2 and 6. Raises FwvizError if no task of the pool is left out by all runs, or a run is
     of another pool.
     """
     card = assembly.pool.card
     runs = merged.finished(assembly, traces)
-    if not runs:
-        raise FwvizError("there is no finished run to judge: run a merge first.")
     owners = {checkpoint.id: checkpoint.task for checkpoint in card.checkpoints}
     used = {task for trace in runs for task in (*trace.tasks, *(owners[name] for name in trace.checkpoints))}
     unseen = [task.id for task in card.tasks if task.id not in used]
@@ -53,10 +53,12 @@ def left_out(
     device = torch.device(assembly.recipe.device)
     judge = Evaluator(assembly.pool.model(device), card, unseen, assembly.pool.heads(unseen))
     titles = names.task_titles(unseen, card)
-    known = {row: {task: card.task(task).accuracy.get(row, {}) for task in unseen} for row in ("base", "individual")}
+    own = {task: card.task(task).accuracy.get("individual", {}).get(split, math.nan) for task in unseen}
+    base: dict[str, float] = {}
     rows: list[dict[str, object]] = []
-    for done, model in enumerate(merged.rebuilt(runs, store), 1):
+    for done, model in enumerate(chain([merged.base_of(assembly)], merged.rebuilt(runs, store)), 1):
         scores = judge.full(model.theta, split, extension=_untold(model.extension))
+        base = base or {task: score.accuracy for task, score in scores.items()}
         rows += [
             {
                 "run": model.run,
@@ -65,15 +67,16 @@ def left_out(
                 "task": task,
                 "task_title": titles[task],
                 "accuracy": scores[task].accuracy,
-                **{row: values[task].get(split, math.nan) for row, values in known.items()},
+                "base": base[task],
+                "individual": own[task],
                 "split": split,
             }
             for task in unseen
         ]
         table = pd.DataFrame(rows)
-        table["rank"] = table.groupby("task")["accuracy"].rank(ascending=False)
+        table["rank"] = table[table["run"] != ""].groupby("task")["accuracy"].rank(ascending=False)
         table = table[list(COLUMNS)]
-        table.attrs = {"done": done, "total": len(runs), "what": "merges"}
+        table.attrs = {"done": done, "total": len(runs) + 1, "what": "models"}
         yield table
 
 

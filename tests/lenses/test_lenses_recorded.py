@@ -178,6 +178,10 @@ def test_comparison_of_runs(soft: Trace, hard: Trace, average: Trace) -> None:
     assert "max_steps 3" in labels["a"]
     assert "5 checkpoints" in labels["c"]
     assert not any(math.isnan(v) for v in table["normalised"])
+    for _, rows in table.groupby("task"):
+        assert rows["rank"].sum() == 1 + 2 + 3  # equal accuracies share their places
+        assert rows.loc[rows["accuracy"].idxmax(), "rank"] == rows["rank"].min() < 3
+    assert len(comparison([])) == 0
 
 
 def test_the_scale_curve_is_the_trials_of_the_searches(searched: Trace, soft: Trace) -> None:
