@@ -1,7 +1,7 @@
 /* The chart component: one node per chart, Plotly.react on it, at most one draw per animation frame.
  *
- * A payload is a JSON string {v, key, figure: {data, layout}, summary, …}, or while data arrive {v, base, ops, …}: what
- * has changed of the figure of version `base`. If that one was dropped on the way, the whole figure is asked for; an
+ * A payload is a JSON string {v, key, figure: {data, layout}, summary, …}, or while data arrive {v, base, d}: what has
+ * changed since version `base`. If that one was dropped on the way, the whole figure is asked for; an
  * older version than the last one seen is ignored. `key` names what is shown: while it stays the same, zoom is kept.
  * Theme, size, the cursor at the shared step, previews and pins are followed here, without the server.
  */
@@ -33,26 +33,6 @@
       script.onerror = () => reject(new Error("plotly.js could not be loaded"));
       document.head.append(script);
     }));
-
-  // The difference that fwviz/ui/delta.py makes, applied without touching the old figure.
-  function changed(old, [path, what, ...rest]) {
-    if (path.length) {
-      const copy = Array.isArray(old) ? [...old] : { ...old };
-      const [key, ...deeper] = path;
-      if (!deeper.length && what === "drop") delete copy[key];
-      else copy[key] = changed(copy[key], [deeper, what, ...rest]);
-      return copy;
-    }
-    if (what === "set") return rest[0];
-    if (what === "tail") return typeof old === "string" ? old.slice(0, rest[0]) + rest[1] : [...old.slice(0, rest[0]), ...rest[1]];
-    let at = 0;
-    const parts = [];
-    for (const [start, text] of rest[0]) {
-      parts.push(old.slice(at, start), text);
-      at = start + text.length;
-    }
-    return parts.join("") + old.slice(at);
-  }
 
   const css = (name) => getComputedStyle(document.body).getPropertyValue(name).trim();
 
@@ -101,13 +81,13 @@
 
     state.push = (payload) => {
       if (!payload || (state.payload && payload.v <= state.payload.v)) return;
-      if (payload.ops) {
-        if (state.payload?.v !== payload.base || !state.payload.figure) {
+      if (payload.d) {
+        if (state.payload?.v !== payload.base) {
           if (asked < payload.base) trigger("pin", { chart: name, action: "whole" });
           asked = payload.base;
           return;
         }
-        payload.figure = payload.ops.reduce(changed, state.payload.figure);
+        payload = { ...fwviz.patched(state.payload, payload.d), v: payload.v };
         state.patched = (state.patched || 0) + 1;
       }
       state.payload = payload;

@@ -187,19 +187,23 @@
       show();
     }
 
+    // A message was dropped on the way: the next one comes whole.
+    function whole() {
+      if (performance.now() - (whole.asked || -1e9) < 2000) return;
+      whole.asked = performance.now();
+      trigger("scrub", { view: value.view, index, follow, whole: true });
+    }
+    fwviz.wholeDeck = whole;
+
     function take() {
-      const next = fwviz.parse(props.value, null);
+      let next = fwviz.parse(props.value, null);
       if (!next || next.v < value.v) return;
       if (next.ack !== undefined) return arrived();
-      const other = next.view !== value.view;
-      if (next.known) {
-        if (other || value.ticks.length < next.known) {
-          if (performance.now() - (take.asked || -1e9) < 2000) return;
-          take.asked = performance.now();
-          return trigger("scrub", { view: next.view, index: next.index, follow, whole: true });
-        }
-        next.ticks = value.ticks.slice(0, next.known).concat(next.ticks);
+      if (next.d) {
+        if ((next.base ?? next.v) !== value.v) return whole();
+        next = { ...fwviz.patched(value, next.d), v: next.v };
       }
+      const other = next.view !== value.view;
       if (other) {
         halt();
         follow = next.follow !== false;
@@ -254,5 +258,23 @@
     watch("value", take);
     take();
     show();
+  };
+
+  // --- tiles: the numbers of the step shown ---------------------------------------------------------
+  fwviz.mountTiles = (element, props, watch) => {
+    const list = element.querySelector("dl");
+    let value = { v: 0, tiles: [] };
+    function take() {
+      let next = fwviz.parse(props.value, null);
+      if (!next || next.v < value.v) return;
+      if (next.d) {
+        if ((next.base ?? next.v) !== value.v) return fwviz.wholeDeck?.();
+        next = { ...fwviz.patched(value, next.d), v: next.v };
+      }
+      value = next;
+      list.replaceChildren(...value.tiles.map(([name, number, remark]) => fwviz.el("div", { class: "fw-tile" }, fwviz.el("dt", {}, name), fwviz.el("dd", {}, number, fwviz.el("small", {}, remark)))));
+    }
+    watch("value", take);
+    take();
   };
 })();

@@ -23,6 +23,40 @@
     }
   };
 
+  // The difference that fwviz/ui/delta.py makes, applied without touching the old value.
+  const bytesOf = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+  function widened(old, [shape, text]) {
+    const rows = parseInt(shape, 10);
+    const narrow = bytesOf(old.bdata), more = bytesOf(text);
+    const a = narrow.length / rows, b = more.length / rows;
+    let made = "";
+    for (let i = 0; i < rows; i++) made += String.fromCharCode(...narrow.subarray(i * a, (i + 1) * a), ...more.subarray(i * b, (i + 1) * b));
+    return { ...old, shape, bdata: btoa(made) };
+  }
+  fwviz.patched = (old, difference) => {
+    if (difference === null || typeof difference !== "object") return difference;
+    if (Array.isArray(difference)) {
+      if (difference.length === 1) return difference[0];
+      if (difference.length === 2) return widened(old, difference);
+      let at = 0;
+      const parts = [];
+      for (let i = 0; i < difference.length; i += 3) {
+        parts.push(old.slice(at, at + difference[i]), difference[i + 2]);
+        at += difference[i] + difference[i + 1];
+      }
+      return parts.join("") + old.slice(at);
+    }
+    if (!Object.keys(difference).length) return old;
+    const made = Array.isArray(old) ? [...old] : { ...old };
+    for (const [key, inner] of Object.entries(difference)) {
+      if (Array.isArray(old) && key === "+") continue;
+      if (Array.isArray(inner) && !inner.length) delete made[key];
+      else made[key] = fwviz.patched(made[key], inner);
+    }
+    const [start, more] = (Array.isArray(old) && difference["+"]) || [];
+    return more ? [...made.slice(0, start), ...more] : made;
+  };
+
   // Text from the server is only ever inserted as text.
   fwviz.el = (tag, attributes = {}, ...children) => {
     const node = document.createElement(tag);

@@ -73,9 +73,13 @@ def diamonds(
     theme: style.Theme,
     size: float,
     hover: Sequence[str],
+    said: str,
     layers: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Chosen cells: of a checkpoint each, or with ``layers`` of a checkpoint and a layer."""
+    """Chosen cells: of a checkpoint each, or with ``layers`` of a checkpoint and a layer.
+
+    ``said`` is the template of their hover text; ``hover`` is what differs from cell to cell in it.
+    """
     colours = style.palette(theme)
     return {
         "type": "scatter",
@@ -92,7 +96,7 @@ def diamonds(
         },
         "customdata": list(ids) if layers is None else [list(pair) for pair in zip(ids, layers, strict=True)],
         "hovertext": list(hover),
-        "hovertemplate": "%{hovertext}<extra></extra>",
+        "hovertemplate": f"{said}<extra></extra>",
         "meta": style.names("checkpoint") if layers is None else style.names("cell", keys=("checkpoint", "layer")),
     }
 

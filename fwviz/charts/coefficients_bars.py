@@ -66,12 +66,9 @@ def coefficients_bars(data: pd.DataFrame, *, theme: style.Theme = "light", narro
     values = means.reindex(list(names)).to_numpy(dtype=float)
     spread = rows.groupby("checkpoint", sort=False)["coefficient"].agg(["min", "max"]).reindex(list(names))
     at = np.arange(len(names), dtype=np.int16)
-    hover = []
-    for i, title in enumerate(names.values()):
-        first = f"<b>{style.safe(title)}</b> enters with coefficient {style.number(values[i])}"
-        least, most = (style.number(spread[end].iloc[i]) for end in ("min", "max"))
-        over = f"<br>on average; from {least} to {most} over {len(groups)} groups." if len(groups) > 1 else "."
-        hover.append(first + over)
+    # Numbers that are drawn anyway are not sent once more as words: the page writes them.
+    least, most = ([style.number(v) for v in spread[end]] for end in ("min", "max"))
+    over = f"<br>on average; from %{{customdata[1]}} to %{{customdata[2]}} over {len(groups)} groups"
     traces: list[dict[str, Any]] = [
         {
             "type": "bar",
@@ -80,9 +77,11 @@ def coefficients_bars(data: pd.DataFrame, *, theme: style.Theme = "light", narro
             "x": style.f4(values),
             "y": at,
             "marker": {"color": shades, "opacity": 0.85, "cornerradius": 2, "line": {"width": 0}},
-            "customdata": list(names),
-            "hovertext": hover,
-            "hovertemplate": "%{hovertext}<extra></extra>",
+            "customdata": [list(row) for row in zip(names, least, most, strict=True)],
+            "hovertext": [style.safe(title) for title in names.values()],
+            "hovertemplate": "<b>%{hovertext}</b> enters with coefficient %{x:+.3~g}"
+            + over * (len(groups) > 1)
+            + ".<extra></extra>",
             "meta": style.names("checkpoint"),
         }
     ]

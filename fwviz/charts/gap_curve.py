@@ -34,12 +34,15 @@ def gap_curve(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool 
         return style.empty("No iterations yet: press Run.", theme, reading=READING, revision="gap_curve")
     colours = style.palette(theme)
     t = rows["t"].to_numpy(dtype=float)
-    hover = _sentences(rows)
+    facts = _facts(rows)
+    told = np.isfinite(rows["gap"].to_numpy(dtype=float))  # what a step did is told once, with its gap if it has one
     traces, notes = [], []
     steps = "lines+markers" if len(rows) <= 80 else "lines"
     for axis, column, colour, fill in (("y2", "loss", colours.ink, False), ("y", "gap", colours.wanted, True)):
         values = rows[column].to_numpy(dtype=float)
         known = np.isfinite(values)
+        head = "calibration loss %{y:.3~g} nats" if column == "loss" else "gap %{y:.3~g} nats"
+        tells = told if column == "gap" else ~told
         traces.append(
             {
                 "type": "scatter",
@@ -51,9 +54,8 @@ def gap_curve(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool 
                 "line": {"color": colour, "width": 2.25},
                 "marker": {"size": 6, "color": colour, "line": {"width": 1.5, "color": colours.surface}},
                 **({"fill": "tozeroy", "fillcolor": style.alpha(colour, 0.13)} if fill else {}),
-                "customdata": [int(v) for v in t[known]],
-                "hovertext": [text for text, keep in zip(hover, known, strict=True) if keep],
-                "hovertemplate": "%{hovertext}<extra></extra>",
+                "hovertext": [text * bool(tell) for text, tell, keep in zip(facts, tells, known, strict=True) if keep],
+                "hovertemplate": f"<b>t = %{{x}}</b><br>{head}%{{hovertext}}<extra></extra>",
                 "meta": style.names("t"),
             }
         )
@@ -113,22 +115,19 @@ def _last(x: float, y: float, axis: str, colour: str, theme: style.Theme) -> dic
     )
 
 
-def _sentences(rows: pd.DataFrame) -> list[str]:
-    sentences = []
+def _facts(rows: pd.DataFrame) -> list[str]:
+    """What else is known of each iterate, a line each."""
+    told = []
     for row in rows.to_dict("records"):
-        parts = [f"<b>t = {row['t']:g}</b>"]
-        if np.isfinite(row["loss"]):
-            parts.append(f"calibration loss {style.number(row['loss'], signed=False)} nats")
-        if np.isfinite(row["gap"]):
-            parts.append(f"gap {style.number(row['gap'], signed=False)} nats")
+        parts = []
         if isinstance(row.get("vertices"), str) and row["vertices"]:
             parts.append(f"moved to {style.short(row['vertices'], 60)}")
         if row.get("step_size") is not None and np.isfinite(row["step_size"]):
             parts.append(f"step size {style.number(row['step_size'], signed=False)}")
         if row.get("in_hull") is False:
             parts.append("outside the hull: the gap is no certificate")
-        sentences.append("<br>".join(parts))
-    return sentences
+        told.append("".join(f"<br>{part}" for part in parts))
+    return told
 
 
 def _summary(rows: pd.DataFrame) -> str:

@@ -112,7 +112,7 @@ def _panels(
                 },
                 "customdata": part["checkpoint"].tolist(),
                 "hovertext": part["hover"].tolist(),
-                "hovertemplate": "%{hovertext}<extra></extra>",
+                "hovertemplate": f"%{{hovertext}}:<br>%{{x:+.3~g}}{' nats' * (value == 'score')}<extra></extra>",
                 "meta": style.names("checkpoint", task=task),
             }
         )
@@ -223,8 +223,10 @@ def _dots(
                 "line": {"width": [0 if v < 0 else 1.5 for v in rows["value"]]},
             },
             "customdata": rows["checkpoint"].tolist(),
-            "hovertext": rows["hover"].tolist(),
-            "hovertemplate": "%{hovertext}<extra></extra>",
+            "hovertext": [
+                f"{text}:<br>{style.number(v)}" for text, v in zip(rows["hover"], rows["value"], strict=True)
+            ],
+            "hovertemplate": f"%{{hovertext}}{' nats' * (value == 'score')}<extra></extra>",
             "meta": style.names("checkpoint"),
         },
     ]
@@ -328,17 +330,18 @@ def _rows_axis(labels: list[str], theme: style.Theme) -> dict[str, Any]:
 
 
 def _sentences(rows: pd.DataFrame, tasks: dict[str, str], checkpoints: dict[str, str], value: str) -> list[str]:
+    """What a bar or a dot says before its number, which is not sent once more where the page knows it."""
     count = rows.groupby("task", sort=False)["rank"].transform("max")
     sentences = []
     for row, of in zip(rows.itertuples(), count, strict=True):
         name, task = f"<b>{style.safe(checkpoints[row.checkpoint])}</b>", style.safe(tasks[row.task])
         if value == "score":
             promise = "lower" if row.value < 0 else "higher"
-            first = f"A full step to {name} promises a {promise} loss on {task}:<br>{style.number(row.value)} nats"
+            first = f"A full step to {name} promises a {promise} loss on {task}"
         else:
-            first = f"The cosines of {task}'s gradient with {name}<br>sum to {style.number(row.value)} over the tensors"
+            first = f"{name}: the cosines of {task}'s gradient with it, summed over the tensors"
         facts = [f"rank {row.rank} of {of}", "its own checkpoint" * row.own, "chosen by the oracle" * row.chosen]
-        sentences.append(f"{first} ({', '.join(filter(None, facts))}).")
+        sentences.append(f"{first}<br>({', '.join(filter(None, facts))})")
     return sentences
 
 

@@ -71,10 +71,11 @@ def lmo_history(
             theme,
             float(np.clip(cell * 0.6, 3.5, 10)),
             [
-                f"Iteration {r.t} moves {'' if s >= 1 else style.percent(s, 0) + ' of the groups '}to "
-                f"<b>{style.safe(names[r.checkpoint])}</b><br>(promised loss change: {style.number(r.score)} nats)."
+                f"{'' if s >= 1 else style.percent(s, 0) + ' of the groups '}to "
+                f"<b>{style.safe(names[r.checkpoint])}</b>:<br>{style.number(r.score)}"
                 for r, s in zip(picked.itertuples(), share, strict=True)
             ],
+            "Iteration %{x} moves %{hovertext} nats promised.",
         )
         # A vertex that few layers chose is a smaller diamond.
         marks["marker"]["size"] = style.f4(np.maximum(np.sqrt(share) * marks["marker"]["size"], 3.5))

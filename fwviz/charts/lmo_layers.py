@@ -84,11 +84,8 @@ def lmo_layers(
                 picked["checkpoint"],
                 theme,
                 float(np.clip(cell * 0.6, 3.5, 9)),
-                [
-                    f"<b>{style.safe(r.group)}</b> picks <b>{style.safe(names[r.checkpoint])}</b>:<br>"
-                    f"a promised loss change of {style.number(r.score)} nats."
-                    for r in picked.itertuples()
-                ],
+                [f"<b>{style.safe(names[r.checkpoint])}</b>:<br>{style.number(r.score)}" for r in picked.itertuples()],
+                "<b>%{x}</b> picks %{hovertext} nats promised.",
                 [layers[column] for column in picked["column"]],
             )
         )

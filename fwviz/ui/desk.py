@@ -27,7 +27,7 @@ from fwviz.ui.panels.pins import pins_value
 from fwviz.ui.panels.scrubber import scrubbed
 from fwviz.ui.panels.sidebar import own_value, recipe_value, runbar_value
 from fwviz.ui.pictures import Shown
-from fwviz.ui.sending import Messages, Sending, forget, news
+from fwviz.ui.sending import Messages, Sending, forget, less, news
 from fwviz.ui.shelf import PREFIX, Shelf
 from fwviz.ui.state import Opening, Session, View
 from fwviz.ui.tabs import PICTURES, TABS
@@ -214,7 +214,8 @@ class Desk:
             return messages
         starting = job is not None and not job.ended and not job.frames
         names = [] if starting else self.sending.changed(session, shown)
-        return news(session, messages | self.sending.deck(session, shown)) | self.sending.charts(session, names, shown)
+        deck, charts = self.sending.deck(session, shown), self.sending.charts(session, names, shown)
+        return news(session, messages | deck | charts)
 
     def scrub(self, session: Session, data: Any) -> Messages:
         """Move to a frame: the charts that show one frame only."""
@@ -225,10 +226,10 @@ class Desk:
         index = state.parse_index(event.get("index"), len(shown.trace.frames))
         session.index = None if state.parse_flag(event.get("follow")) else index
         moved = replace(shown, index=index)
-        if event.get("whole") is True:  # ticks were dropped on the way
-            forget(session, "scrubber")
+        if event.get("whole") is True:  # a message was dropped on the way
+            forget(session, "scrubber", "tiles")
             return self.sending.deck(session, moved)
-        tiles = tiles_value(views.tiles(shown.trace, index))
+        tiles = less(session, "tiles", tiles_value(views.tiles(shown.trace, index)))
         charts = self.sending.charts(session, views.moved(session.tab), moved)
         return {"scrubber": scrubbed(), "tiles": tiles, **self.sending.editor(session, moved, judge=False), **charts}
 

@@ -5,6 +5,7 @@ A message set maps the name of a component (see fwviz.ui.app) to what it is sent
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
 from fwviz.registry import entry
@@ -25,8 +26,10 @@ from fwviz.ui.panels.sidebar import runbar_value
 from fwviz.ui.pictures import Shown
 from fwviz.ui.state import Session, View
 from fwviz.ui.tabs import TABS
+from fwviz.ui.wire import difference, says_nothing, version_of
 
 Messages = dict[str, str]
+REPEATED = ("runbar", "export")  # come whole each time
 
 
 class Sending:
@@ -79,11 +82,6 @@ class Sending:
         job = self.looking.job(session)
         live = job is not None and not job.ended
         title = source_line(shown.trace, entry("methods", shown.trace.recipe.method).title)
-        count, known = len(shown.trace.frames), 0
-        if session.sent is not None:
-            view, sent = session.sent.get("scrubber", ("", 0))
-            known = sent if view == str(session.view) and sent <= count else 0
-            session.sent["scrubber"] = (str(session.view), count)
         scrubber = scrubber_value(
             session.view,
             shown.trace,
@@ -95,11 +93,10 @@ class Sending:
             default=session.view == self.library.first(),
             replay=replay,
             go=go,
-            known=known,
         )
         return {
-            "scrubber": scrubber,
-            "tiles": tiles_value(views.tiles(shown.trace, shown.index)),
+            "scrubber": less(session, "scrubber", scrubber),
+            "tiles": less(session, "tiles", tiles_value(views.tiles(shown.trace, shown.index))),
             "export": export_value(session.view, shown.trace),
         }
 
@@ -117,23 +114,42 @@ class Sending:
         return history_value(rows, opened=session.view, compared=session.compare)
 
 
+def less(session: Session, name: str, message: str) -> str:
+    """What has changed of a part since its last message; all of it if the page has none, or if that is shorter.
+
+    The part of the page merges it (fwviz.patched), and asks for the whole if it missed the message it builds on.
+    """
+    if session.sent is None:
+        return message
+    said = json.loads(message)
+    del said["v"]
+    before = session.sent.get(name)
+    if before is not None:
+        message = min(difference(before, said), message, key=len)
+    if not says_nothing(message):
+        session.sent[name] = (version_of(message), said)
+    return message
+
+
 def news(session: Session, messages: Messages) -> Messages:
     """The messages that say something else than the last of their kind, while a stream is on."""
     if session.sent is None:
         return messages
     fresh = {}
     for name, text in messages.items():
-        said = text.partition(",")[2] if text.startswith('{"v":') else text
-        if session.sent.get(f"said {name}") != said:
-            session.sent[f"said {name}"] = said
-            fresh[name] = text
+        said = text.partition(",")[2] if name in REPEATED else ""
+        if says_nothing(text) or (said and session.sent.get(f"said {name}") == said):
+            continue
+        session.sent[f"said {name}"] = said
+        fresh[name] = text
     return fresh
 
 
-def forget(session: Session, name: str) -> None:
-    """The page lacks what it was sent of a part: all of it is sent next."""
+def forget(session: Session, *names: str) -> None:
+    """The page lacks what it was sent of some parts: all of them are sent next."""
     if session.sent is not None:
-        session.sent.pop(name, None)
+        for name in names:
+            session.sent.pop(name, None)
 
 
 def _row(view: View, trace: Trace, job: Job | None) -> Row:

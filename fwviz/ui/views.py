@@ -17,7 +17,6 @@ from fwviz.runs.trace import Trace
 from fwviz.types import FwvizError, Split
 from fwviz.ui import wire
 from fwviz.ui.chart import payload
-from fwviz.ui.delta import changes
 from fwviz.ui.measured import Measurements
 from fwviz.ui.measuring import Measurement
 from fwviz.ui.pictures import MOVED_BY_SCRUBBING, Picture, Shown
@@ -46,33 +45,38 @@ def draw(name: str, shown: Shown, measured: Measurements, sent: Sent | None = No
     """The payload of one chart: what changed since ``sent``, which is brought up to date, or all of it."""
     picture = PICTURES[name]
     job = _job(picture, shown, measured)
-    facts: dict[str, Any] = {} if job is None else {"job": job.facts()}
+    facts: dict[str, Any] = {"key": shown.key} if job is None else {"key": shown.key, "job": job.facts()}
     if picture.long and job is None:
-        facts = {"job": {"state": "idle"}}
+        facts["job"] = {"state": "idle"}
     try:
-        data = table(name, shown, measured)
+        figure = entry("charts", name).run(
+            table(name, shown, measured), theme="light", narrow=shown.narrow, **picture.options(shown)
+        )
     except FwvizError as error:
-        if sent is not None:
-            sent.pop(name, None)
-        return payload(None, key=shown.key, note=str(error), **facts)
-    figure = entry("charts", name).run(data, theme="light", narrow=shown.narrow, **picture.options(shown))
-    meta = figure.layout.meta or {}
-    plain = json.loads(figure.to_json(validate=False))
+        return _less(name, facts | {"note": str(error), "figure": None}, sent)
+    plain = json.loads(figure.to_json(validate=False), parse_float=_rounded)
+    # Words for screen readers and the like are of the page, not of the plot.
+    meta = plain["layout"].pop("meta", {})
     facts |= {"ask": shown.ask(name), "summary": meta.get("summary", ""), "cursor": bool(meta.get("cursor"))}
-    before = None if sent is None else sent.get(name)
-    made = payload(plain, key=shown.key, **facts)
-    if sent is not None:
-        sent[name] = (wire.version_of(made), plain)
-    if before is None:
+    return _less(name, facts | {"figure": plain}, sent)
+
+
+def _less(name: str, said: dict[str, Any], sent: Sent | None) -> str:
+    """A payload, or what has changed of it since the last: a first picture always comes whole."""
+    made = payload(**said)
+    if sent is None:
         return made
-    base, figure_before = before
-    # The words for screen readers and the question of the table change with the picture; they are short.
-    difference = wire.message(base=base, ops=changes(figure_before, plain), key=shown.key, **facts)
-    if len(difference) >= len(made):
-        return made
-    assert sent is not None
-    sent[name] = (wire.version_of(difference), plain)
-    return difference
+    before = sent.get(name)
+    if before is not None and (said["figure"] is None) == (before[1]["figure"] is None):
+        made = min(wire.difference(before, said), made, key=len)
+    if not wire.says_nothing(made):
+        sent[name] = (wire.version_of(made), said)
+    return made
+
+
+def _rounded(text: str) -> float:
+    """A number outside the arrays, which are float32 already: to as many digits as a pixel can show."""
+    return float(f"{float(text):.6g}")
 
 
 def table(name: str, shown: Shown, measured: Measurements) -> pd.DataFrame:

@@ -8,6 +8,8 @@ import re
 import time
 from typing import Any
 
+from fwviz.ui.delta import changes
+
 # From the clock, so that a page that outlives a restart of the server does not take new messages for old ones.
 _versions = itertools.count(time.time_ns() // 1_000_000)
 
@@ -19,7 +21,24 @@ def version() -> int:
 
 def message(**fields: Any) -> str:
     """One message. Numbers that JSON lacks (NaN, infinities) are refused here rather than in the browser."""
-    return json.dumps({"v": version(), **fields}, allow_nan=False, separators=(",", ":"))
+    return _packed({"v": version(), **fields})
+
+
+def difference(known: tuple[int, Any], said: Any) -> str:
+    """What has changed since a message: its version and what it said → {v, base, d}, see :mod:`fwviz.ui.delta`.
+
+    Where nothing has, the version stays, so that the message may be left out.
+    """
+    base, before = known
+    changed = changes(before, said)
+    return _packed(
+        {"v": version(), "base": base, "d": changed} if changed != {} else {"v": base, "n": version(), "d": {}}
+    )
+
+
+def says_nothing(message: str) -> bool:
+    """Whether it is the difference of two equal messages."""
+    return message.endswith('"d":{}}')
 
 
 def version_of(message: str) -> int:
@@ -31,3 +50,7 @@ def sentence(error: BaseException) -> str:
     """What an error says, with a capital at its beginning unless it begins with the name of a file or an id."""
     text = str(error)
     return text[:1].upper() + text[1:] if re.match(r"[a-z]+[ ,:]", text) else text
+
+
+def _packed(fields: Any) -> str:
+    return json.dumps(fields, allow_nan=False, separators=(",", ":"))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from fwviz.ui.delta import changes
 
 
 def chart(page: Any, name: str) -> dict[str, Any]:
@@ -166,6 +170,31 @@ def test_zoom_survives_fifty_updates_without_a_remount(opened: Any) -> None:
     page.wait_for_function("n => window.fwviz.charts.gap_curve.drawn >= n + 25", arg=drawn)
     assert [round(x, 3) for x in page.evaluate(f"{plot}._fullLayout.xaxis.range")] == [1, 3]
     assert page.evaluate(f"{plot}.dataset.mine") == "same node"
+
+
+def test_the_page_applies_differences_as_python_does(opened: Any) -> None:
+    """Random messages that grow, shrink and change: what fwviz.patched makes is what was meant."""
+    random = np.random.default_rng(0)
+
+    def some(depth: int) -> Any:
+        kind = random.integers(7 if depth else 4)
+        if kind > 4:
+            return {key: some(depth - 1) for key in random.permutation(list("xyz+"))[: random.integers(5)]}
+        if kind == 4:
+            return [some(depth - 1) for _ in range(random.integers(5))]
+        words = ["At", "iteration", "−0.5", "+1.25·10⁻³", "é", "<b>c</b>", "", "𝄞"]
+        made = [int(random.integers(9)), 0.25, [None, True, False][random.integers(3)]]
+        return made[kind] if kind < 3 else " ".join(random.choice(words, random.integers(9)))
+
+    def grid(columns: int) -> dict[str, str]:
+        cells = np.arange(22 * 30, dtype="<f4").reshape(22, 30)[:, :columns]
+        return {"dtype": "f4", "shape": f"22, {columns}", "bdata": base64.b64encode(cells.tobytes()).decode()}
+
+    pairs = [(some(3), some(3)) for _ in range(400)] + [(grid(7), grid(8)), ({"z": grid(1)}, {"z": grid(30)})]
+    sent = [[old, changes(old, new)] for old, new in pairs]
+    made = opened.evaluate("pairs => pairs.map(([old, difference]) => window.fwviz.patched(old, difference))", sent)
+    for (old, new), found in zip(pairs, made, strict=True):
+        assert found == new, (old, changes(old, new))
 
 
 def test_a_click_reaches_python(opened: Any) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fwviz.ui.delta import apply, changes
 
-LEAF = st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False) | st.text("abc", max_size=60)
+LEAF = st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False) | st.text("abc é−𝄞", max_size=60)
 PLAIN = st.recursive(
     LEAF, lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.sampled_from("xyz"), inner, max_size=3)
 )
@@ -65,3 +65,19 @@ def test_when_everything_changes_the_whole_is_sent_once() -> None:
     a, b = packed(r.normal(size=400)), packed(r.normal(size=400))
     assert size(a, b) < len(b["bdata"]) + 60
     assert size(list(range(100)), list(range(1, 101))) < 500
+
+
+def test_another_number_in_a_sentence_costs_its_digits() -> None:
+    before = "At iteration 3.8 the average accuracy is 92.1 % (base 79.2 %): Colour 94 %, Stripes 90 %."
+    after = "At iteration 4 the average accuracy is 92.3 % (base 79.2 %): Colour 95 %, Stripes 90 %."
+    assert size(before, after) < 40
+    assert apply(before, changes(before, after)) == after
+
+
+def test_a_map_that_gets_a_column_costs_the_column() -> None:
+    grid = np.random.default_rng(0).normal(size=(22, 30)).astype("<f4")
+    old, new = ({**packed(np.ascontiguousarray(g)), "shape": f"22, {g.shape[1]}"} for g in (grid[:, :29], grid))
+    assert size(old, new) < 160
+    assert apply(old, changes(old, new)) == new
+    other = {**new, "bdata": packed(np.flipud(grid).copy())["bdata"]}
+    assert apply(old, changes(old, other)) == other

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 
 import gradio as gr
@@ -21,7 +20,14 @@ _DOWNLOADS = (
 
 def make_tiles() -> gr.HTML:
     """Numbers of the frame shown."""
-    return gr.HTML(tiles_value(()), apply_default_css=False, elem_id="fw-tiles")
+    return gr.HTML(
+        value="",
+        html_template='<dl class="fw-tiles"></dl>',
+        js_on_load="window.fwviz.mountTiles(element, props, watch)",
+        apply_default_css=False,
+        head=web.scripts(),
+        elem_id="fw-tiles",
+    )
 
 
 def make_export() -> gr.HTML:
@@ -51,8 +57,4 @@ def export_value(view: View, trace: Trace) -> str:
 
 def tiles_value(tiles: Sequence[tuple[str, str, str]]) -> str:
     """A row of numbers: (name, value, remark)."""
-    cells = ""
-    for tile in tiles:
-        name, value, remark = (html.escape(text) for text in tile)
-        cells += f'<div class="fw-tile"><dt>{name}</dt><dd>{value}<small>{remark}</small></dd></div>'
-    return f'<dl class="fw-tiles">{cells}</dl>'
+    return wire.message(tiles=[list(tile) for tile in tiles])

@@ -39,13 +39,11 @@ def scrubber_value(
     default: bool = False,
     replay: bool = False,
     go: bool = False,
-    known: int = 0,
 ) -> str:
     """Ticks [x, t, inner, loss, gap, accuracy] and where to stand; ``positions`` are x per frame, as in the charts.
 
     ``default`` says that this is what a page without parameters shows, so the address needs none for it; ``replay``
-    starts the replay; ``go`` moves the scrubber even if a person has moved it elsewhere. The page has the first
-    ``known`` ticks already.
+    starts the replay; ``go`` moves the scrubber even if a person has moved it elsewhere.
     """
     ticks: list[Tick] = []
     accuracy = None  # of the last frame that was judged: inner updates are judged as time allows
@@ -57,8 +55,7 @@ def scrubber_value(
     return wire.message(
         view=str(view),
         link=link,
-        known=known,
-        ticks=ticks[known:],
+        ticks=ticks,
         index=index,
         live=live,
         follow=follow,
