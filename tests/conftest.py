@@ -16,6 +16,8 @@ import pytest
 import torch
 import yaml
 
+from tests.command import Run, runner
+
 # Two test processes on two cores must not fight over threads, and one thread makes results repeatable.
 torch.set_num_threads(1)
 
@@ -72,6 +74,12 @@ def tiny_pool(tiny_pool_path: Path):  # type: ignore[no-untyped-def]
     from fwviz.pools.open import open_pool
 
     return open_pool(str(tiny_pool_path))
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command line, called in this process."""
+    return runner(capsys)
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             hub.tokens += [token] if (token := self.headers.get("Authorization", "")) else []
             hub.asked.append((self.command, path, self.headers.get("Range", "")))
             api = re.fullmatch(r"/api/(models|datasets)/(.+?)(?:/(revision|tree)/[^/]+)?/?", path)
-            file = re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)", path)
+            file = re.fullmatch(r"/(datasets/)?([^/]+(?:/[^/]+)?)/resolve/[^/]+/(.+)", path)
             if api:
                 key = f"{api[1]}/{api[2]}"
             elif file:

@@ -7,7 +7,6 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,7 @@ from fwviz.cli import COMMANDS, main, recipe_from_arguments
 from fwviz.registry import describe_settings, entries
 from fwviz.runs.recipe import Recipe
 from fwviz.runs.store import RunStore
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*words: object) -> tuple[int, str, str]:
-        code = main([str(word) for word in words])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+from tests.command import Run
 
 
 def test_merge_prints_a_line_per_frame_and_stores_the_run(run: Run, tiny_pool_path: Path, tmp_path: Path) -> None:

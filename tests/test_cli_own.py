@@ -11,31 +11,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fwviz.cli import main
 from fwviz.pools.open import open_pool
 from fwviz.runs.merged import load_merged
 from fwviz.runs.store import RunStore
 from fwviz.tasks.data import load_split
 from fwviz.types import SPLITS
+from tests.command import Run
 from tests.own_corpus import BAD_TABLES, BAD_ZIPS, segments_zip, shapes_zip, texts_csv
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(autouse=True)
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FWVIZ_OWN", str(tmp_path / "own"))
     monkeypatch.setenv("FWVIZ_RUNS", str(tmp_path / "runs"))
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*words: object) -> tuple[int, str, str]:
-        code = main([str(word) for word in words])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def tree(folder: Path) -> dict[str, int]:

@@ -120,12 +120,13 @@ def _base(text: str) -> str:
 
 def _fetched(text: str) -> Path:
     """The folder of what is no file or folder here, and so must be on the Hub."""
-    from fwviz.pools.hub import check_id, fetch
+    from fwviz.pools.hub import check_id, fetch, require
 
     try:
         check_id(text)
     except FwvizError as error:
-        raise FwvizError(f"{text} is not on this machine, and {error}") from None
+        raise FwvizError(f"{text[:60]!r} is not on this machine, and {error}") from None
+    require(text)
     return fetch(text)
 
 

@@ -259,6 +259,17 @@ def look(hub: str, kind: Kind = "model", *, anonymous: bool = False) -> RepoRepo
     return _report(hub, kind, anonymous)
 
 
+def require(hub: str, *, anonymous: bool = False) -> RepoReport:
+    """What a model of the Hub would take; FwvizError if it cannot be had, or is there as pickles only."""
+    check_id(hub)
+    report = look(hub, anonymous=anonymous)
+    if report.state == "refused":
+        note = report.note.removeprefix(f"{hub} ").removesuffix(".")
+        who = "" if note == report.note.removesuffix(".") and not note.startswith("has ") else "it "
+        raise FwvizError(f"{hub} cannot be had: {who}{note}.")
+    return report
+
+
 def _report(hub: str, kind: Kind, anonymous: bool = False) -> RepoReport:
     try:
         info = _info(hub, kind, anonymous)
@@ -336,7 +347,7 @@ def _asking(hub: str) -> Iterator[None]:
     except transport as error:
         text = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         if "size" in text.lower() or "consistency" in text.lower() or "peer closed" in text.lower():
-            raise _Refused(f"the download of {hub} was cut off: run the command again, it continues.") from None
+            raise _Refused(f"the download of {hub} was cut off: try again, what is there is kept.") from None
         raise _Refused(f"{hub} could not be read ({text}): check the network and try again.") from None
 
 
@@ -374,14 +385,16 @@ def _endpoint() -> str | None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars between our lines."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    """No progress bars and no warnings of the client between our lines."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
 
-    before = are_progress_bars_disabled()
+    before, level = are_progress_bars_disabled(), logging.get_verbosity()
     disable_progress_bars()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if not before:
             enable_progress_bars()
 

@@ -17,7 +17,7 @@ from fwviz.backbones.families import FAMILIES
 from fwviz.backbones.folders import MODEL_FILES
 from fwviz.pools.base import read_base
 from fwviz.pools.check import Finding, examine
-from fwviz.pools.hub import check_id, fetch, look
+from fwviz.pools.hub import check_id, fetch, require
 from fwviz.pools.own import Brought, link_or_copy
 from fwviz.runs.own import Base, Wish, check_base, own_pool
 from fwviz.runs.unpack import sources, unpack_models
@@ -249,9 +249,7 @@ class _Ended(Exception):
 
 def _downloaded(hub: str, work: Path, room: int) -> Path:
     """The folder of a repository of the Hub, downloaded into ``work`` as anybody could, unless this machine has it."""
-    report = look(hub, anonymous=True)
-    if report.state == "refused":
-        raise FwvizError(f"{hub} cannot be had: {report.note}")
+    report = require(hub, anonymous=True)
     size = report.bytes or 0
     if size > MAX_HUB_BYTES:
         raise FwvizError(
