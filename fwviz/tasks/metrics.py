@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import re
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,21 +12,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fwviz.tasks.sandbox import can_cut_off, passes
 from fwviz.types import METRICS, FwvizError, MetricName
 
 # What a metric compares: class indices, numbers, or texts.
 Kind = Literal["classes", "numbers", "texts"]
 
-RUN_CODE = "FWVIZ_RUN_CODE"  # set to 1 by who accepts that generated programs are run
-_WALL_SECONDS = 10.0  # of one generated program
-# What a program finds itself in: limits that cannot be raised again on processor seconds, memory and files.
-_GUARD = """
-import resource, sys
-for kind, most in ((resource.RLIMIT_CPU, 5), (resource.RLIMIT_AS, 512 << 20), (resource.RLIMIT_FSIZE, 1 << 20),
-                   (resource.RLIMIT_NOFILE, 32), (resource.RLIMIT_CORE, 0)):
-    resource.setrlimit(kind, (most, most))
-exec(compile(sys.stdin.read(), "program", "exec"), {"__name__": "__main__"})
-"""
+# Set to 1 by who accepts that generated programs are run, cut off from the network; to WITH_NETWORK by who accepts it
+# where a machine cannot cut them off.
+RUN_CODE, WITH_NETWORK = "FWVIZ_RUN_CODE", "with-network"
 _WORD = re.compile(r"[a-z0-9]+")
 _NO_NUMBER = -1.0  # what an answer that is no number counts as
 
@@ -167,39 +156,26 @@ def pass_at_1(programs: Sequence[str], tests: Sequence[str]) -> float:
     """Share of programs that run through their tests, each once: [0, 1].
 
     A program is Python, its test is run behind it. Each runs in a process of its own with limits on time, memory and
-    files, in an empty folder, without the environment. That keeps accidents in, not attackers: it is done only
-    where ``FWVIZ_RUN_CODE=1`` says so, in a container for instance. Raises FwvizError elsewhere.
+    files, in an empty folder, without the environment and without a network (:mod:`fwviz.tasks.sandbox`). That keeps
+    accidents in, not attackers: it is done only where ``FWVIZ_RUN_CODE=1`` says so, in a container for instance, and
+    where a machine cannot cut programs off from the network only with ``FWVIZ_RUN_CODE=with-network``. Raises
+    FwvizError elsewhere.
     """
     _paired(len(programs), len(tests))
-    if os.environ.get(RUN_CODE) != "1":
+    allowed = os.environ.get(RUN_CODE)
+    if allowed not in ("1", WITH_NETWORK):
         raise FwvizError(
             f"pass@1 runs programs a model wrote: set {RUN_CODE}=1 to allow that, in a container for instance, or "
             f"choose a task with another metric."
         )
-    return sum(_passes(f"{p}\n{t}\n") for p, t in zip(programs, tests, strict=True)) / len(programs)
-
-
-def _passes(program: str) -> bool:
-    with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-c", _GUARD],
-            cwd=folder,
-            env={"PATH": "/usr/bin:/bin", "HOME": folder},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
+    cut_off = can_cut_off()
+    if not cut_off and allowed != WITH_NETWORK:
+        raise FwvizError(
+            f"pass@1 cannot cut the programs a model wrote off from the network on this machine, which allows no user "
+            f"namespaces: set {RUN_CODE}={WITH_NETWORK} to run them nevertheless, or choose another metric."
         )
-        try:
-            process.communicate(program.encode(), timeout=_WALL_SECONDS)
-            return process.returncode == 0
-        except subprocess.TimeoutExpired:
-            return False
-        finally:
-            # The whole group, so that nothing it started outlives it.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    found = [passes(f"{p}\n{t}\n", cut_off=cut_off) for p, t in zip(programs, tests, strict=True)]
+    return sum(found) / len(found)
 
 
 # --- of merges ----------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from fwviz.runs.runner import execute
 from fwviz.tasks import metrics
 from fwviz.tasks.batches import Chunk
 from fwviz.tasks.data import load_split
+from fwviz.tasks.sandbox import can_cut_off
 from fwviz.types import FwvizError, Probe
 from tests.tiny_words_pool import CLASSES, auto_class, loss_of, make_tiny_words_pool, write_tokenizer
 
@@ -227,8 +228,8 @@ def test_programs_are_run_only_where_that_is_allowed(
     assert execute(recipe).note.startswith("pass@1 runs programs a model wrote: set FWVIZ_RUN_CODE=1")
     pool = open_pool(copy)
     assert load_split(pool.card, pool.card.task("repeat"), "test").references == ("assert True",) * 24
-    monkeypatch.setenv("FWVIZ_RUN_CODE", "1")
-    monkeypatch.setattr(metrics, "_passes", lambda program: program.startswith("film"))
+    monkeypatch.setenv("FWVIZ_RUN_CODE", "1" if can_cut_off() else "with-network")
+    monkeypatch.setattr(metrics, "passes", lambda program, **_: program.startswith("film"))
     assert 0 <= execute(recipe).final["validation"]["repeat"].accuracy <= 1
 
 

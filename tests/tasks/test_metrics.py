@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fwviz.tasks import metrics
+from fwviz.tasks import metrics, sandbox
 from fwviz.types import METRICS, FwvizError
 
 
@@ -103,15 +104,65 @@ def test_programs_run_only_where_that_is_allowed(monkeypatch: pytest.MonkeyPatch
 
 
 def test_programs_pass_or_fail_and_are_held_in_bounds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("FWVIZ_RUN_CODE", "1")
+    monkeypatch.setenv("FWVIZ_RUN_CODE", "1" if sandbox.can_cut_off() else "with-network")
     monkeypatch.setenv("SECRET", "seen")
-    monkeypatch.setattr(metrics, "_WALL_SECONDS", 1.0)
+    monkeypatch.setattr(sandbox, "WALL_SECONDS", 1.0)
     test = "assert double(4) == 8"
     assert metrics.pass_at_1(["def double(x):\n    return 2 * x", "def double(x):\n    return x"], [test] * 2) == 0.5
     bad = ["import time\ntime.sleep(30)", "x = bytearray(1 << 30)", "import os\nassert 'SECRET' in os.environ", "1 +"]
     start = time.monotonic()
     assert metrics.pass_at_1(bad, [""] * len(bad)) == 0.0
     assert time.monotonic() - start < 5
+
+
+KNOCKS = {
+    "an address": "import socket\nsocket.create_connection(('127.0.0.1', {port}), timeout=1).sendall(b'x')",
+    "another program": "import subprocess, sys\nsubprocess.run([sys.executable, '-c', \"import socket; "
+    "socket.create_connection(('127.0.0.1', {port}), timeout=1)\"], check=True)",
+    "an abstract socket": "import socket\ns = socket.socket(socket.AF_UNIX)\ns.connect('\\0fwviz-{port}')",
+    "a datagram": "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+    "s.sendto(b'x', ('127.0.0.1', {port}))",
+    "the host's network": "import ctypes, os\nfd = os.open(f'/proc/{{os.getppid()}}/ns/net', os.O_RDONLY)\n"
+    "assert not ctypes.CDLL(None).setns(fd, 0x40000000)",
+}
+
+
+@pytest.mark.parametrize("name", KNOCKS)
+def test_programs_reach_no_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not sandbox.can_cut_off():
+        pytest.skip("this machine allows no user namespaces")
+    monkeypatch.setenv("FWVIZ_RUN_CODE", "1")
+    with socket.create_server(("127.0.0.1", 0)) as door, socket.socket(socket.AF_UNIX) as hidden:
+        port = door.getsockname()[1]
+        hidden.bind(f"\0fwviz-{port}")
+        hidden.listen()
+        assert metrics.pass_at_1([KNOCKS[name].format(port=port)], [""]) == 0.0
+        for listener in (door, hidden):
+            listener.settimeout(0)
+            with pytest.raises(BlockingIOError):
+                listener.accept()
+
+
+def test_without_user_namespaces_programs_run_only_with_a_flag_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "can_cut_off", lambda: False)
+    monkeypatch.setenv("FWVIZ_RUN_CODE", "1")
+    with pytest.raises(FwvizError, match="set FWVIZ_RUN_CODE=with-network to run them nevertheless") as raised:
+        metrics.pass_at_1(["x = 1"], [""])
+    assert "\n" not in str(raised.value)
+    monkeypatch.setenv("FWVIZ_RUN_CODE", "with-network")
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        knock = KNOCKS["an address"].format(port=door.getsockname()[1])
+        assert metrics.pass_at_1([knock], [""]) == 1.0, "the same program reaches the door where it is not cut off"
+        assert door.accept()[0].recv(1) == b"x"
+
+
+def test_a_guard_that_fails_is_no_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "_CUT", "import os\nos._exit(1)\n")
+    with pytest.raises(FwvizError, match="could not be held in bounds"):
+        sandbox.passes("x = 1")
+    assert sandbox.can_cut_off.__wrapped__() is False
+    monkeypatch.setattr(sandbox, "_CUT", "")
+    assert sandbox.can_cut_off.__wrapped__() is False, "the probe notices a guard that cuts nothing off"
 
 
 def test_normalised_is_the_mean_share_of_the_own_checkpoint() -> None:
