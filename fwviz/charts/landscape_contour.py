@@ -47,7 +47,7 @@ def landscape_contour(
     """
     rows, shown, measured = field.measured(data, value, task, ("x", "y"))
     if not len(measured):
-        return style.empty("Nothing measured yet: press Draw.", theme, reading=READING, revision="landscape")
+        return style.empty("Nothing measured yet: press Measure.", theme, reading=READING, revision="landscape")
     grid = measured[measured["series"] == "grid"]
     ramp = field.Ramp.of(value, measured[value].to_numpy(dtype=float), limits)
     what = {"loss": "loss", "accuracy": "accuracy"}[value]

@@ -46,7 +46,7 @@ def landscape_surface(
     rows, shown, measured = field.measured(data, value, task, ("x", "y"))
     grid = measured[measured["series"] == "grid"]
     if not len(measured):
-        return style.empty("Nothing measured yet: press Draw.", theme, reading=READING, revision="relief")
+        return style.empty("Nothing measured yet: press Measure.", theme, reading=READING, revision="relief")
     colours = style.palette(theme)
     ramp = field.Ramp.of(value, measured[value].to_numpy(dtype=float), limits)
     unit = " nats" if value == "loss" else ""
@@ -79,24 +79,38 @@ def landscape_surface(
         inside = x[0] <= row["x"] <= x[-1] and y[0] <= row["y"] <= y[-1]
         return float(z[np.abs(y - row["y"]).argmin(), np.abs(x - row["x"]).argmin()]) if inside else math.nan
 
+    labels: list[dict[str, Any]] = []
     corners = measured[measured["series"] == "corner"].drop_duplicates("model")
     if len(corners):
         height = np.clip(corners[value].to_numpy(dtype=float), ramp.low, ramp.high)
+        titles = [style.short(title, 20) for title in corner_titles(corners)]
         traces.append(
             {
                 "type": "scatter3d",
-                "mode": "markers+text",
+                "mode": "markers",
                 "name": "models of the plane",
                 "x": style.f4(corners["x"]),
                 "y": style.f4(corners["y"]),
                 "z": style.f4(height),
-                "text": [style.short(title, 20) for title in corner_titles(corners)],
-                "textposition": "top center",
-                "textfont": {"size": style.SMALL, "color": colours.ink},
+                "hovertext": titles,
                 "marker": {"symbol": "square", "size": 5, "color": colours.ink},
-                "hovertemplate": f"%{{text}}<br>{value} {number}{unit}<extra></extra>",
+                "hovertemplate": f"%{{hovertext}}<br>{value} {number}{unit}<extra></extra>",
             }
         )
+        # Text of a trace would be cut by the relief, and has no ground of its own to be read on.
+        labels = [
+            {
+                "x": float(row.x),
+                "y": float(row.y),
+                "z": float(z_of),
+                "text": title,
+                "showarrow": False,
+                "yshift": 13,
+                "font": {"size": style.SMALL, "color": colours.ink},
+                "bgcolor": style.alpha(colours.surface, 0.7),
+            }
+            for row, z_of, title in zip(corners.itertuples(), height, titles, strict=True)
+        ]
     found = field.paths(rows, theme, until)
     for path in found:
         traces += _standing(path, value, surface, ramp, own=shown in ("", "joint"), theme=theme)
@@ -131,6 +145,7 @@ def landscape_surface(
             "aspectmode": "manual",
             "aspectratio": {"x": 1, "y": 1, "z": 0.6},
             "camera": {"eye": {"x": 1.3, "y": -1.3, "z": 0.9}},
+            "annotations": labels,
         },
         "annotations": [
             ramp.key(theme, narrow, value if shown in ("", "joint") else f"{value} on {style.short(shown, 24)}"),
@@ -153,7 +168,9 @@ def _standing(
     if not known.any():
         return []
     x, y = (rows[name].to_numpy(dtype=float)[known] for name in ("x", "y"))
-    heights, ground = (np.clip(values[known], ramp.low, ramp.high) for values in (heights, ground))
+    # Cut off above like the relief; a run below all of the plane stands there, or the stem would hide what it is for.
+    most = ramp.high if value == "loss" else math.inf
+    heights, ground = (np.minimum(values[known], most) for values in (heights, ground))
     stems = [np.column_stack([v, v, np.full(len(v), np.nan)]).ravel() for v in (x, y)]
     stems.append(np.column_stack([ground, heights, np.full(len(x), np.nan)]).ravel())
     hover = [text for text, keep in zip(map(_sentence, rows.itertuples()), known, strict=True) if keep]

@@ -49,7 +49,7 @@ def simplex_triangle(
     """
     rows, shown, measured = field.measured(data, value, task, LAMBDAS)
     if not len(measured):
-        return style.empty("Nothing measured yet: press Draw.", theme, reading=READING, revision="simplex")
+        return style.empty("Nothing measured yet: press Measure.", theme, reading=READING, revision="simplex")
     grid = measured[measured["series"] == "grid"].drop_duplicates(["column", "row"])
     corners = measured[measured["series"] == "corner"].drop_duplicates("model")
     titles = _titles(corners)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -19,7 +20,10 @@ from fwviz.types import FwvizError, TaskVectors
 
 @dataclass(frozen=True)
 class Located:
-    """An iterate of a run, or (``frame`` None) the base or a checkpoint, and where it lies."""
+    """An iterate of a run, or (``frame`` None) the base or a checkpoint, and where it lies.
+
+    ``tasks`` are those of the picture: a run that was not judged on all of them has no height in it.
+    """
 
     name: str
     place: Place
@@ -27,18 +31,20 @@ class Located:
     trace_id: str = ""
     method: str = ""
     final: bool = False
+    tasks: tuple[str, ...] = ()
 
     @property
     def loss(self) -> float:
-        """Mean over tasks of the loss measured during the run; NaN if it was not."""
-        values = self.frame.task_loss.values() if self.frame else ()
-        return math.fsum(values) / len(values) if values else math.nan
+        """Mean over the picture's tasks of the loss measured during the run; NaN if one was not."""
+        return self._mean(self.frame.task_loss) if self.frame else math.nan
 
     @property
     def accuracy(self) -> float:
-        """Mean over tasks of the accuracy measured during the run; NaN if it was not."""
-        mean = self.frame.mean_accuracy if self.frame else None
-        return math.nan if mean is None else mean
+        """Mean over the picture's tasks of the accuracy measured during the run; NaN if one was not."""
+        return self._mean(self.frame.accuracy) if self.frame else math.nan
+
+    def _mean(self, measured: Mapping[str, float]) -> float:
+        return math.fsum(measured.get(task, math.nan) for task in self.tasks) / len(self.tasks)
 
 
 def with_checkpoints_of(assembly: Assembly, traces: Sequence[Trace]) -> TaskVectors:
@@ -72,7 +78,8 @@ def locate_runs(
     for trace in traces:
         columns = [vectors.names.index(name) if name in vectors.names else -1 for name in trace.checkpoints]
         iterates = trace.iterates()
-        shared = {"name": describe(trace), "trace_id": trace.id or trace.recipe.fingerprint()}
+        shared: dict[str, Any] = {"name": describe(trace), "trace_id": trace.id or trace.recipe.fingerprint()}
+        shared |= {"tasks": assembly.recipe.tasks, "method": trace.recipe.method}
         for frame in iterates:
             final = frame is iterates[-1]
             if frame.coefficients is not None:
@@ -84,13 +91,11 @@ def locate_runs(
             elif rerun and final:
                 with contextlib.suppress(FwvizError):  # a method that no longer passes there has no place either
                     theta = merged_weights(trace, frame.index, assemble(replace(trace.recipe, storage="streamed")))
-                    yield Located(
-                        **shared, place=plane.locate(theta), frame=frame, method=trace.recipe.method, final=True
-                    )
+                    yield Located(**shared, place=plane.locate(theta), frame=frame, final=True)
                 continue
             else:
                 continue
-            yield Located(**shared, place=place, frame=frame, method=trace.recipe.method, final=final)
+            yield Located(**shared, place=place, frame=frame, final=final)
 
 
 def _used(trace: Trace) -> tuple[str, ...]:

@@ -57,8 +57,8 @@ def landscape_points(
     "path"): ``run`` (id), ``label``, ``method``, ``t``, ``x``, ``y`` (L2, as in ``landscape``), ``distance`` from the
     plane's origin, ``outside`` (distance from the plane), ``out_of_plane`` (their ratio in [0, 1]: 0 is in the
     plane; near 1 the colour under the point says little about it), ``task`` ("joint"), ``loss`` (nats) and
-    ``accuracy`` (mean over tasks of what was measured during the run on 64 validation samples a task; NaN if it was
-    not), ``final`` (the last iterate).
+    ``accuracy`` (mean over the recipe's tasks of what was measured during the run on 64 validation samples a task; NaN
+    if the run was not judged on all of them), ``final`` (the last iterate).
     """
     vectors = with_checkpoints_of(assembly, traces)
     plane = plane_of(assembly, theta, models, draw, vectors=vectors)

@@ -59,8 +59,8 @@ def simplex_paths(assembly: Assembly, traces: Sequence[Trace] = (), *, models: s
 
     Returns the base (``series`` "model"), and one row per iterate of a linear merge (``series`` "path"): ``run`` (id),
     ``label``, ``method``, ``t``, ``lambda_1``, ``lambda_2``, ``lambda_3``, ``outside`` (L2 distance from the plane),
-    ``out_of_plane``, ``task`` ("joint"), ``loss`` (nats) and ``accuracy`` (means over tasks, as measured during the
-    run on 64 validation samples a task; NaN if it was not), ``final``.
+    ``out_of_plane``, ``task`` ("joint"), ``loss`` (nats) and ``accuracy`` (means over the recipe's tasks, as measured
+    during the run on 64 validation samples a task; NaN if it was not judged on all of them), ``final``.
     """
     plane = triangle(assembly, models)
     among = set(plane.corners)

@@ -107,6 +107,18 @@ def test_a_run_stands_at_its_own_loss_above_the_relief() -> None:
     np.testing.assert_allclose(np.asarray(stem.z)[:2], [2.0, 0.5])  # from the plane to its own loss
 
 
+def test_a_run_below_the_whole_plane_is_drawn_below_it() -> None:
+    """The plane's lowest colour is not the lowest loss a run may have; above, the relief and the runs are cut off."""
+    cells = [(c, r, 1, 2.0 + (c + r) / 4) for c in range(5) for r in range(5)]
+    table = pd.concat([grid(cells).assign(task="joint"), run("soft", [4.0, 3.0], 0.5)], ignore_index=True)
+    table.loc[table["series"] == "path", "loss"] = [0.25, 1e6]
+    (path,) = traces(landscape_surface(table), "scatter3d", "soft")
+    assert path.z[0] == pytest.approx(0.25)
+    (relief,) = traces(landscape_surface(table), "surface")
+    assert path.z[1] == pytest.approx(relief.cmax)
+    assert relief.cmin >= 2.0
+
+
 def test_the_lowest_loss_and_the_highest_accuracy_have_the_same_colour() -> None:
     best = style.palette("light").sequential[0]
     loss = field.Ramp.of("loss", np.array([0.1, 1.0, 10.0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,8 @@ from torch import Tensor
 from fwviz.lenses import _field as field
 from fwviz.lenses.landscape import landscape, plane_of, survey, window
 from fwviz.lenses.landscape_points import landscape_points
-from fwviz.runs.assemble import Assembly
+from fwviz.runs.assemble import Assembly, assemble
+from fwviz.runs.recipe import Recipe
 from fwviz.runs.trace import Trace
 from fwviz.space.plane import plane_through
 from fwviz.types import FwvizError, Problem, Score
@@ -203,6 +205,26 @@ def _vectors(trace: Trace):  # type: ignore[no-untyped-def]
     from fwviz.runs.assemble import assemble
 
     return assemble(trace.recipe).problem.vectors
+
+
+def test_a_run_judged_on_other_tasks_has_no_height_here(assembly: Assembly, soft: Trace, tiny_pool_path: Path) -> None:
+    """Losses over different tasks cannot be compared: a plane of two tasks takes their mean, one of others has none."""
+
+    def heights(*tasks: str) -> pd.DataFrame:
+        values = {"pool": str(tiny_pool_path), "checkpoints": ["colour", "shape"], "tasks": list(tasks)}
+        here = assemble(Recipe.from_dict(values | {"method": "weight_average"}))
+        table = landscape_points(here, traces=[soft])
+        return table[table["series"] == "path"]
+
+    assert set(soft.tasks) == {"colour", "stripes", "shape"}
+    some = heights("colour", "shape")
+    for row, frame in zip(some.itertuples(), soft.iterates(), strict=True):
+        assert row.loss == pytest.approx((frame.task_loss["colour"] + frame.task_loss["shape"]) / 2)
+        assert row.accuracy == pytest.approx((frame.accuracy["colour"] + frame.accuracy["shape"]) / 2)
+    other = heights("colour", "corner")
+    assert len(other) == len(some)
+    assert other["loss"].isna().all()
+    assert other["accuracy"].isna().all()
 
 
 def test_runs_of_another_pool_are_refused(assembly: Assembly, soft: Trace) -> None:
