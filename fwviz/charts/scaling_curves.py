@@ -148,9 +148,10 @@ def scaling_curves(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: 
         ),
         narrow=narrow,
     )
-    step = style.whole_step(counts[-1] - counts[0] or 1, 6 if narrow else 12)
     changes = {
-        "xaxis": style.axis(theme, range=[counts[0] - pad, counts[-1] + pad], dtick=step, tick0=counts[0]),
+        "xaxis": style.axis(
+            theme, range=[counts[0] - pad, counts[-1] + pad], tickvals=_ticks(counts, 6 if narrow else 12)
+        ),
         "yaxis": style.axis(theme, range=[low, high], tickformat=".0%", nticks=6),
         "shapes": [*sections, *lines],
         "annotations": [
@@ -185,6 +186,15 @@ def _facts(rows: pd.DataFrame) -> dict[float, str]:
             text += f"<br>took {style.duration(seconds)}"
         found[float(count)] = text
     return found
+
+
+def _ticks(counts: list[float], most: int) -> list[float]:
+    """Sizes that were measured, the largest among them, far enough apart that at most ``most`` steps fit."""
+    kept = [counts[-1]]
+    for count in reversed(counts[:-1]):
+        if kept[-1] - count >= (counts[-1] - counts[0]) / most:
+            kept.append(count)
+    return kept[::-1]
 
 
 def _newest(rows: pd.DataFrame) -> str:

@@ -191,6 +191,7 @@ def test_curves_average_tasks_then_seeds() -> None:
     np.testing.assert_allclose(curve.y, [0.67, 0.69], rtol=1e-6)
     band = traces(figure, "scatter", "")[0]
     assert band.y[0] == pytest.approx(0.67 + np.std([0.62, 0.72], ddof=1), rel=1e-5)
+    assert list(figure.layout.xaxis.tickvals) == [2, 4]  # sizes that were measured, and no others
     assert not traces(figure, "scatter", "base")
     assert not traces(figure, "scatter", "mtl"), "the multi-task model is a line of reference, no method"
     assert any(note.text.startswith("multi-task") for note in figure.layout.annotations)
