@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fwviz.training.sources import Fetched
 from fwviz.training.tasks import ROLES, Split, Task
+from fwviz.training.text_tasks import TextTask
 
 SPLITS = ROLES[1:]
 """Splits that ship: calibration, validation, test."""
@@ -67,25 +68,43 @@ def read_split(path: Path) -> Split:
 
 def write_task(folder: Path, task: Task, splits: Mapping[str, Split]) -> dict[str, Any]:
     """Write a task's three splits under ``folder/tasks/<id>``; return its entry of the card, without accuracies."""
-    entries = {}
-    for name in SPLITS:
-        path = folder / "tasks" / task.id / f"{name}.parquet"
+    files = {name: split_path(folder, task.id, name) for name in SPLITS}
+    for name, path in files.items():
         write_split(path, splits[name], task.classes)
-        entries[name] = {
-            "path": path.relative_to(folder).as_posix(),
-            "rows": len(splits[name].labels),
-            "sha256": sha256(path),
-        }
+    rows = {name: len(splits[name].labels) for name in SPLITS}
+    return task_entry(folder, task, files, rows, source=task.source, licence=task.licence)
+
+
+def split_path(folder: Path, task: str, split: str) -> Path:
+    """Where a split of a task lies in a pool."""
+    return folder / "tasks" / task / f"{split}.parquet"
+
+
+def task_entry(
+    folder: Path,
+    task: Task | TextTask,
+    files: Mapping[str, Path],
+    rows: Mapping[str, int],
+    *,
+    source: str,
+    licence: str,
+    accuracy: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A task's entry of the card of the pool in ``folder``: its splits' written files and numbers of rows."""
     return {
         "id": task.id,
         "title": task.title,
         "question": task.question,
         "classes": list(task.classes),
         "prompts": list(task.prompts),
-        "splits": entries,
+        "splits": {
+            name: {"path": path.relative_to(folder).as_posix(), "rows": rows[name], "sha256": sha256(path)}
+            for name, path in files.items()
+        },
         "chance": round(1 / len(task.classes), 4),
-        "source": task.source,
-        "licence": task.licence,
+        **({} if accuracy is None else {"accuracy": dict(accuracy)}),
+        "source": source,
+        "licence": licence,
         "tags": list(task.tags),
     }
 

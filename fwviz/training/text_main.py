@@ -199,34 +199,24 @@ def _write_task(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    entries = {}
-    for name in cards.SPLITS:
+    files = {name: cards.split_path(folder, task.id, name) for name in cards.SPLITS}
+    for name, path in files.items():
         split = splits[name]
-        path = folder / "tasks" / task.id / f"{name}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         columns = {"text": list(split.texts), "label": list(split.labels), "source_key": list(split.keys)}
         schema = pa.schema([("text", pa.string()), ("label", pa.int64()), ("source_key", pa.string())])
         pq.write_table(pa.Table.from_pydict(columns, schema=schema), path, compression="zstd")
-        entries[name] = {
-            "path": path.relative_to(folder).as_posix(),
-            "rows": len(split.texts),
-            "sha256": cards.sha256(path),
-        }
     package = next(item for item in fetched if item.package.name == task.package)
     unknown = dict.fromkeys(("validation", "test"), 0.0)
-    return {
-        "id": task.id,
-        "title": task.title,
-        "question": task.question,
-        "classes": list(task.classes),
-        "prompts": list(task.prompts),
-        "splits": entries,
-        "chance": round(1 / len(task.classes), 4),
-        "accuracy": {"base": unknown, "individual": unknown},
-        "source": f"{package.package.name} {package.version} ({package.package.registry})",
-        "licence": package.package.licence,
-        "tags": list(task.tags),
-    }
+    return cards.task_entry(
+        folder,
+        task,
+        files,
+        {name: len(splits[name].texts) for name in cards.SPLITS},
+        source=f"{package.package.name} {package.version} ({package.package.registry})",
+        licence=package.package.licence,
+        accuracy={"base": unknown, "individual": unknown},
+    )
 
 
 def _write_checkpoint(folder: Path, job: Job, adapter: Path) -> dict[str, Any]:

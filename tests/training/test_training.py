@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
-from fwviz.training import augment, captions, finetune, model
+from fwviz.training import augment, captions, card, finetune, model
 from fwviz.training.tasks import TASKS, Split, check_disjoint
+from fwviz.training.text_tasks import TEXT_TASKS
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +144,21 @@ def test_every_class_comes_equally_often(task) -> None:
         assert low <= task.rows(role) <= high
     assert len(set(task.classes)) == len(task.classes)
     assert task.question.endswith("?")
+
+
+@pytest.mark.parametrize(("pool", "number"), [("vision", 0), ("text", 0)])
+def test_a_task_is_entered_as_the_shipped_cards_have_it(pool: str, number: int) -> None:
+    """Written from the recipe's own task and the shipped files, but for what is measured, the entry is the shipped."""
+    folder = Path(__file__).parents[2] / "assets" / "pools" / pool
+    shipped = yaml.safe_load((folder / "pool.yaml").read_text(encoding="utf-8"))["tasks"][number]
+    tasks: tuple[Any, ...] = TASKS if pool == "vision" else TEXT_TASKS
+    task = next(task for task in tasks if task.id == shipped["id"])
+    files = {name: card.split_path(folder, task.id, name) for name in card.SPLITS}
+    rows = {name: pq.read_metadata(path).num_rows for name, path in files.items()}
+    made = card.task_entry(
+        folder, task, files, rows, source=shipped["source"], licence=shipped["licence"], accuracy=shipped["accuracy"]
+    )
+    assert made == shipped
+    assert list(made) == list(shipped)
+    bare = card.task_entry(folder, task, files, rows, source="x", licence="y")
+    assert [*bare] == [key for key in shipped if key != "accuracy"]
