@@ -185,6 +185,16 @@ class Objective(Protocol):
         ...
 
 
+@runtime_checkable
+class Lender(Protocol):
+    """An objective that lends the weights of its own model, so that θ need not be built elsewhere and copied there."""
+
+    @property
+    def place(self) -> Tensor:
+        """(P,): what is given as θ to losses and gradients may be this tensor itself."""
+        ...
+
+
 @dataclass(frozen=True)
 class Score:
     """Accuracy in [0, 1] and mean cross-entropy in nats of one model on one task, over ``count`` samples.
@@ -375,6 +385,18 @@ class Problem:
 
     def groups(self, granularity: Granularity) -> Groups:
         return self.vectors.layout.groups(granularity)
+
+    def room(self) -> Tensor:
+        """A float32 vector (P,) beside the base in which θ may be built: the objective's own, if it lends one.
+
+        What it holds lasts until the method yields: whoever looks at a step may build other weights there.
+        """
+        base = self.vectors.base
+        if isinstance(self.objective, Lender):
+            place = self.objective.place
+            if (place.dtype, place.device, place.shape) == (torch.float32, base.device, base.shape):
+                return place
+        return torch.empty(base.shape, device=base.device)
 
     def generator(self, stream: int = 0) -> torch.Generator:
         """A CPU random generator of its own for each ``stream``, fixed by the problem's seed."""

@@ -3,7 +3,9 @@
 FW-Merging claims memory that does not grow with the number of checkpoints; the code released with it loads them all.
 Every run has a process of its own. ``extra`` is the peak above what the process held when everything was set up: base,
 objective and open files. The objective is a quadratic per task with its minimum at a checkpoint, or (``--model``) the
-cross-entropy of the CLIP ViT-B/32 tower merges run on, with random weights on random images.
+cross-entropy of the CLIP ViT-B/32 tower merges run on, with random weights on random images. Then ``models`` is all
+that was held at the peak, base, weights and gradient included, in vectors of P float32 numbers: beyond the libraries
+the process began with, and beyond what the first gradient took for activations and workspaces.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -164,6 +167,7 @@ def measure_here(method: str, folder: Path, count: int, model: bool, layout: Par
     run_method = entry("methods", method)
     assert run_method.settings is not None
     settings = parse_settings(run_method.settings, METHODS[method])
+    bare = memory_now()[1]
     base = random_base(layout)
     objective: Objective = (
         random_objective(layout, len(TASKS), SAMPLES, CLASSES)
@@ -172,8 +176,11 @@ def measure_here(method: str, folder: Path, count: int, model: bool, layout: Par
     )
     files = [CheckpointFile(folder / f"checkpoint-{i}.safetensors", layout) for i in range(count)]
     vectors = StreamedTaskVectors(layout, [f"c{i}" for i in range(count)], base, files)
-    # What the first pass allocates once (thread pools, library workspaces) is set-up, the same for every pool.
-    objective.gradient(base)
+    held = memory_now()[1]
+    with OwnPeak() as passing:
+        # What the first pass allocates once (thread pools, library workspaces) is set-up, the same for every pool.
+        objective.gradient(base)
+    activations = passing.bytes - held
 
     forget_peak()
     start_rss, start_own = memory_now()
@@ -189,6 +196,8 @@ def measure_here(method: str, folder: Path, count: int, model: bool, layout: Par
         "setup_mb": start_rss / 1e6,
         "extra_mb": (peak_rss() - start_rss) / 1e6,
         "extra_own_mb": (own.bytes - start_own) / 1e6,
+        "activations_mb": activations / 1e6,
+        "models": (own.bytes - bare - activations) / (4 * layout.size) if model else math.nan,
         "pool_gb": sum(file.path.stat().st_size for file in files) / 1e9,
         "read_gb": vectors.bytes_read / 1e9,
         "seconds": time.perf_counter() - begin,
@@ -206,7 +215,9 @@ def run(
     """One row per method and pool size. Columns ``extra_*_mb`` are peaks in 10⁶ bytes above ``setup_mb``.
 
     ``extra_mb`` is the kernel's peak of resident memory, ``extra_own_mb`` the sampled peak of what was allocated;
-    ``growth`` is the latter over that of the smallest pool, minus one.
+    ``growth`` is the latter over that of the smallest pool, minus one. ``activations_mb`` is what the first gradient
+    takes while it is computed, ``models`` all of the process' own memory at the peak but for that, over 4·P bytes; it
+    is there only where the model is real.
     """
     layout = layout or vit_layout()
     rows: list[dict[str, Any]] = []
@@ -268,8 +279,9 @@ def main(argv: Sequence[str]) -> int:
     table = run(options.checkpoints, options.methods, options.model, folder=options.folder)
     size = vit_layout().size
     print(f"P = {size:,} parameters ({size * 4 / 1e6:.0f} MB in float32), checkpoints float16 on disk; MB = 10⁶ bytes")
-    digits = {"pool_gb": 2, "read_gb": 1, "seconds": 1, "growth": 4}
-    print(table.round({**dict.fromkeys([c for c in table if c.endswith("_mb")], 1), **digits}).to_string(index=False))
+    digits = {"pool_gb": 2, "read_gb": 1, "seconds": 1, "growth": 4, "models": 2}
+    digits |= dict.fromkeys([name for name in table if name.endswith("_mb")], 1)
+    print(table.round(digits).to_string(index=False, na_rep=""))
     return 0
 
 

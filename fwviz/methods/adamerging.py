@@ -81,7 +81,7 @@ def adamerging(problem: Problem, settings: Settings) -> Iterator[Step]:
 def adapt(problem: Problem, settings: Settings, groups: Groups) -> Generator[Step, None, Tensor]:
     """AdaMerging with coefficients for any groups; returns λ (G, n) in float64."""
     vectors = problem.vectors
-    theta = torch.empty_like(vectors.base)
+    theta = problem.room()
     family = solver.Affine.free(len(groups), vectors.n)
     landscape = solver.Landscape(family, vectors, groups, problem.objective, settings.loss, theta)
     weights = torch.full((len(groups), vectors.n), settings.init_scale, dtype=torch.float64)

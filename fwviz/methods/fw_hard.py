@@ -128,7 +128,7 @@ def fw_hard(problem: Problem, settings: Settings) -> Iterator[Step]:
     for all groups and ℓ the mean over tasks of the calibration loss. Stops when the gap Σ_g max_v ⟨−∇_g ℓ, s_v − θ_t⟩
     ≤ epsilon, when no trial of the line search is below ℓ(θ_t), or after ``max_steps``.
 
-    The state is λ (G, n); every trial is rebuilt into one buffer (P,), so memory does not grow with n. With
+    The state is λ (G, n); every iterate and trial is rebuilt in one place (P,), so memory does not grow with n. With
     ``merge_fn = ties`` the state is θ itself, Steps carry ``delta`` and the gap certifies nothing.
 
     Args: ``problem``, ``settings``. Yields t = 0 before (inner > 0) and after its gradients, then each trial of a line
@@ -151,8 +151,9 @@ def fw_hard(problem: Problem, settings: Settings) -> Iterator[Step]:
         return measure(hull, problem.objective, at, rows, loss=settings.loss, score=settings.score, tasks=tasks)
 
     coefficients: Tensor | None = initial
-    theta = vectors.combine(initial.float(), groups)
-    buffer = torch.empty_like(theta)
+    theta = buffer = problem.room()
+    if settings.merge_fn == "ties":  # θ and the deltas of Steps must last
+        theta, buffer = torch.empty_like(buffer), torch.empty_like(buffer)
     start = Step(
         t=0,
         inner=shown + 1,
@@ -162,6 +163,7 @@ def fw_hard(problem: Problem, settings: Settings) -> Iterator[Step]:
         note=f"initial solution: {settings.init.replace('_', ' ')}",
     )
     yield start  # before its gradients, which take longer than anyone wants to look at an empty chart
+    vectors.combine(initial.float(), groups, out=theta)
     now = look(theta, coefficients)
     gap = simplex.fw_gap(now.slopes)
     done = certified and gap <= settings.epsilon

@@ -151,7 +151,6 @@ def fw_soft(problem: Problem, settings: Settings) -> Iterator[Step]:
         return settings.extra_vertices != "none" and simplex.in_hull(rows / hull.stretch, hull.start / hull.stretch)
 
     coefficients = initial
-    theta = vectors.combine(initial.float(), groups)
     start = Step(
         t=0,
         inner=shown + 1,
@@ -161,6 +160,7 @@ def fw_soft(problem: Problem, settings: Settings) -> Iterator[Step]:
         note=f"initial solution: {settings.init.replace('_', ' ')}",
     )
     yield start  # before its gradients, which take longer than anyone wants to look at an empty chart
+    theta = vectors.combine(initial.float(), groups, out=problem.room())
     now = look(theta, coefficients)
     gap = simplex.fw_gap(now.slopes)
     done = certified(coefficients) and gap <= settings.epsilon

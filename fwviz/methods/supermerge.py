@@ -90,7 +90,7 @@ def supermerge(problem: Problem, settings: Settings) -> Iterator[Step]:
     """
     vectors, groups = problem.vectors, problem.groups(settings.granularity)
     family = parametrisation(settings.tanh).free(len(groups), vectors.n)
-    theta = torch.empty_like(vectors.base)
+    theta = problem.room()
     landscape = solver.Landscape(family, vectors, groups, problem.objective, "cross_entropy", theta)
     first = first_weight(settings.init, settings.init_scale, settings.tanh)
     start = torch.full((len(groups), vectors.n), first, dtype=torch.float64)

@@ -147,7 +147,8 @@ class _Session:
         self._memory = MemoryWatch(recipe.device)
         self._frames: list[Frame] = []
         self._last: Step | None = None  # the state the run is in
-        self._theta: Tensor | None = None  # the weights of ``_filled``
+        self._place: Tensor | None = None  # where the weights of linear steps are built
+        self._theta: Tensor | None = None  # the weights of ``_filled``, of any other step
         self._filled: Step | None = None
         self._evaluation_seconds = 0.0
         self._evaluations = 0
@@ -175,6 +176,10 @@ class _Session:
                 final = self._judge(assembly)
             except FwvizError as error:
                 status, note = "failed", str(error)
+            except TypeError as error:
+                if "MPS" not in str(error) or "float64" not in str(error):
+                    raise
+                status, note = "failed", "this method adds up in float64, which mps does not have: set device to cpu."
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
@@ -274,9 +279,10 @@ class _Session:
 
         start = self._clock()
         final: dict[Split, dict[str, Score]] = {}
+        theta = self._weights(assembly)
         for split in FINAL_SPLITS:
             scores = assembly.evaluator.full(
-                self._weights(assembly), split=split, extension=self._last.extension, should_stop=should_stop
+                theta, split=split, extension=self._last.extension, should_stop=should_stop
             )
             if scores is None:
                 break
@@ -285,9 +291,15 @@ class _Session:
         return final
 
     def _weights(self, assembly: Assembly) -> Tensor:
-        assert self._last is not None
-        if self._filled is not self._last:
-            self._fill(assembly, self._last)
+        step = self._last
+        assert step is not None
+        if step.coefficients is not None and step.extension is None:
+            # Where the method builds its own: what lies there is anyone's, so it is built anew.
+            self._place = assembly.problem.room() if self._place is None else self._place
+            vectors = assembly.problem.vectors
+            return vectors.combine(step.coefficients, vectors.layout.groups(step.granularity), out=self._place)
+        if self._filled is not step:
+            self._fill(assembly, step)
         assert self._theta is not None
         return self._theta
 

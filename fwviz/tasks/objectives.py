@@ -62,6 +62,11 @@ class LabelledObjective:
         self._unlabelled = self._inputs if unlabelled is None else {task: unlabelled[task] for task in data}
         self._chunk = Chunk(model.chunk if chunk is None else chunk)
 
+    @property
+    def place(self) -> Tensor:
+        """The weights of the model: θ may be built here; see :meth:`fwviz.types.Problem.room`."""
+        return self._flat.theta
+
     def losses(
         self,
         theta: Tensor,
@@ -125,7 +130,7 @@ class LabelledObjective:
 
         def attempt(chunk: int) -> Tensor:
             """The sums of the losses (K,), and the gradient from zero on."""
-            sums = torch.zeros(len(names), dtype=torch.float64, device=self._model.device)
+            found: list[tuple[int, Tensor]] = []
             if backward:
                 self._flat.zero_gradient()
             for pieces in passes(counts, chunk):
@@ -133,15 +138,18 @@ class LabelledObjective:
                 batches = [self._batch(names[k], inputs, rows[k][start:stop], loss) for k, start, stop in pieces]
                 mean = self._flat.theta.new_zeros(())
                 for (k, _, _), total in zip(pieces, self._judge.loss_sums(batches, loss), strict=True):
-                    sums[k] += total.detach()
+                    found.append((k, total.detach()))
                     mean = mean + total / (len(rows[k]) * len(names))
                 if backward:
                     mean.backward()
-            return sums
+            # Added up on the CPU: not every device has float64.
+            parts = torch.stack([total for _, total in found]).cpu().double()
+            sums = torch.zeros(len(names), dtype=torch.float64)
+            return sums.index_add_(0, torch.tensor([k for k, _ in found]), parts)
 
         with self._loaded(theta), torch.set_grad_enabled(backward):
             sums = self._chunk.fit(sum(counts), attempt)
-        return (sums.cpu() / torch.tensor(counts, dtype=torch.float64)).float()
+        return (sums / torch.tensor(counts, dtype=torch.float64)).float()
 
     def _batch(self, task: str, inputs: Mapping[str, Tensor], rows: Tensor, loss: LossName) -> Batch:
         labels = self._labels[task][rows.to(self._model.device)] if loss == "cross_entropy" else None
