@@ -4,7 +4,9 @@ A synthetic pool of CLIP towers and a pool of LoRA adapters on matrices of a lan
 ``scores`` and ``combine`` stand beside the device's own copy of a tensor as large (bytes read and written, over
 seconds): a kernel that reads as fast as the device copies has a share of 1. An update is one gradient over 16 images
 per task, scored against all checkpoints, and the new coefficients put together; an iteration of FW-soft is what the
-paper calls one: the gradient of each task over all its images, the oracle's choice, its updates and their loss.
+paper calls one: the gradient of each task over all its images, the oracle's choice, its updates and their loss. Both
+are measured in each precision. ``--streamed`` also scores checkpoints from disk (in the page cache), plainly and
+reading ahead.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,10 +25,19 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 
-from fwviz.bench.synthetic import lora_vectors, random_objective, random_vectors, vit_layout
+from fwviz.backbones.precision import PRECISIONS, require_precision
+from fwviz.bench.synthetic import (
+    lora_vectors,
+    random_base,
+    random_objective,
+    random_vectors,
+    vit_layout,
+    write_pool,
+)
 from fwviz.registry import entry, parse_settings
 from fwviz.runs.assemble import require_device
 from fwviz.runs.cost import MemoryWatch, device_name
+from fwviz.space.vectors import StreamedTaskVectors
 from fwviz.types import FwvizError, ParamLayout, Problem, Step, TaskVectors
 
 MODELS: dict[str, Callable[[], ParamLayout]] = {
@@ -63,25 +75,35 @@ def run(
     adapters: int = 16,
     samples: int = 32,
     repeats: int = 5,
+    precisions: Sequence[str] = PRECISIONS,
+    streamed: bool = False,
+    folder: Path | None = None,
 ) -> pd.DataFrame:
-    """One row per kernel and method; without ``adapted`` no low-rank row.
+    """One row per kernel, and per method and precision; without ``adapted`` no low-rank row.
 
     Columns: what, seconds, per_second, gb_per_s, copy_share (gb_per_s over that of the copy), peak_gb (of the device's
     memory, 10⁹ bytes above the pool). ``samples`` are images per task.
 
     Raises:
-        FwvizError: the machine has no such device.
+        FwvizError: the machine has no such device, or it cannot compute in one of the precisions.
     """
     where, kind = require_device(device), getattr(torch, dtype)
+    formats = [require_precision(name, where) for name in precisions]
     layout = MODELS[model]()
     vectors = random_vectors(layout, checkpoints, kind, where)
     rows = [_copy(min(vectors.matrix.numel() * vectors.matrix.element_size(), _LARGEST_COPY), where, repeats)]
     rows += _kernels(vectors, where, repeats)
-    objective = random_objective(layout, min(checkpoints, TASKS), samples, CLASSES, where)
-    objective.gradient(vectors.base)  # what a first pass sets up is not measured
-    for name, method, settings in METHODS:
-        rows += _method(name, method, settings, Problem(vectors, objective), where)
-    del vectors, objective
+    for precision, made in zip(precisions, formats, strict=True):
+        objective = random_objective(layout, min(checkpoints, TASKS), samples, CLASSES, where, made)
+        objective.gradient(vectors.base)  # what a first pass sets up is not measured
+        for name, method, settings in METHODS:
+            found = _method(name, method, settings, Problem(vectors, objective), where)
+            end = "" if precision == "float32" else f", {precision}"
+            rows += [row._replace(what=row.what + end) for row in found]
+        del objective
+    del vectors
+    if streamed:
+        rows += _streamed(layout, checkpoints, where, repeats, folder)
     if adapted is not None:
         width, blocks = ADAPTED[adapted]
         rows.append(_low_rank(lora_vectors(width, blocks, RANK, adapters, kind, where), where, repeats))
@@ -109,6 +131,21 @@ def _kernels(vectors: TaskVectors, where: torch.device, repeats: int) -> list[Me
         ("combine", lambda: vectors.combine(average, model, theta)),
     )
     return [_kernel(name, work, vectors, where, repeats) for name, work in kernels]
+
+
+def _streamed(
+    layout: ParamLayout, count: int, where: torch.device, repeats: int, folder: Path | None
+) -> list[Measured]:
+    """Scores of float16 files, to be worked on by the device."""
+    gradient, groups = torch.randn(layout.size, device=where), layout.groups("model")
+    rows = []
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        files = list(write_pool(Path(temporary), layout, count))
+        names, base = [file.path.stem for file in files], random_base(layout).to(where)
+        for name, ahead in (("scores, streamed", False), ("scores, streamed ahead", True)):
+            vectors = StreamedTaskVectors(layout, names, base, files, ahead=ahead)
+            rows.append(_kernel(name, partial(vectors.scores, gradient, groups), vectors, where, repeats))
+    return rows
 
 
 def _low_rank(vectors: TaskVectors, where: torch.device, repeats: int) -> Measured:
@@ -181,6 +218,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--adapters", type=int, default=16, help="how many, of rank 16 (16)")
     parser.add_argument("--samples", type=int, default=32, help="images per task, up to eight tasks (32)")
     parser.add_argument("--repeats", type=int, default=5, help="best of this many, for the kernels (5)")
+    parser.add_argument(
+        "--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="of the model's products (both)"
+    )
+    parser.add_argument("--streamed", action="store_true", help="also score float16 files of the same pool")
+    parser.add_argument("--folder", type=Path, help="where these go for the time (2 bytes per parameter)")
     parser.add_argument("--out", type=Path, help="also write the table to this .csv file")
     options = parser.parse_args(argv)
     for flag in ("checkpoints", "adapters", "samples", "repeats"):
@@ -197,6 +239,9 @@ def main(argv: Sequence[str]) -> int:
         options.adapters,
         options.samples,
         options.repeats,
+        options.precision,
+        options.streamed,
+        options.folder,
     )
     size = options.checkpoints * layout.size * getattr(torch, options.dtype).itemsize / 1e9
     print(f"{device_name(where)}: {options.checkpoints} × P = {layout.size:,} in {options.dtype}, {size:.2f} GB")

@@ -105,10 +105,16 @@ def random_tower(layout: ParamLayout, device: torch.device | str = "cpu") -> Cli
 
 
 def random_objective(
-    layout: ParamLayout, tasks: int, samples: int, classes: int, device: torch.device | str = "cpu"
+    layout: ParamLayout,
+    tasks: int,
+    samples: int,
+    classes: int,
+    device: torch.device | str = "cpu",
+    precision: torch.dtype = torch.float32,
 ) -> CalibrationObjective:
     """The tower of the layout on random images and labels: tasks t0, t1 … of ``samples`` each."""
     tower = random_tower(layout, device)
+    tower.precision = precision
     random = torch.Generator().manual_seed(4)
     size, depth = tower.shape.image_size, tower.shape.channels
     head = F.normalize(torch.randn(classes, tower.dimension, generator=random), dim=-1)

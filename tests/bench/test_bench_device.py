@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -16,20 +18,25 @@ from fwviz.types import FwvizError
 
 def test_the_table_says_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = "bench device --device cpu --model tiny --checkpoints 3 --adapted tiny --adapters 2 --samples 4 --repeats 2"
+    words += f" --streamed --folder {tmp_path}"
     assert main([*words.split(), "--out", str(tmp_path / "device.csv")]) == 0
     table = pd.read_csv(tmp_path / "device.csv").set_index("what")
     kernels = ["copy", "scores, model", "scores, tensor", "combine"]
     updates = ["FW-soft, update", "FW-soft, iteration", "AdaMerging, update"]
-    assert list(table.index) == [*kernels, *updates, "scores, 2 LoRA of 0.0·10⁹"]
+    halves = [f"{name}, bfloat16" for name in updates]
+    streams = ["scores, streamed", "scores, streamed ahead"]
+    assert list(table.index) == [*kernels, *updates, *halves, *streams, "scores, 2 LoRA of 0.0·10⁹"]
     assert (table["seconds"] > 0).all()
-    assert (table["seconds"] * table["per_second"]).tolist() == pytest.approx([1.0] * 8)
+    assert (table["seconds"] * table["per_second"]).tolist() == pytest.approx([1.0] * 13)
+    assert [path.name for path in tmp_path.iterdir()] == ["device.csv"], "the files are gone"
     assert table.loc["FW-soft, iteration", "seconds"] > 10 * table.loc["FW-soft, update", "seconds"]
     read = table["gb_per_s"] * table["seconds"] * 1e9
     size = 4 * device.MODELS["tiny"]().size
     assert read[kernels].tolist() == pytest.approx([2 * 3 * size, 3 * size, 3 * size, 3 * size])
+    assert read[streams].tolist() == pytest.approx([3 * size / 2] * 2)
     assert read.iloc[-1] == pytest.approx(4 * 8 * (32 * 32 + 2 * 2 * 32 * 16))  # gradient and both factors
     assert table["copy_share"]["copy"] == 1
-    assert read[updates].isna().all()
+    assert read[updates + halves].isna().all()
     printed = capsys.readouterr().out
     assert f"3 × P = {device.MODELS['tiny']().size:,} in float32" in printed
     assert "nan" not in printed.lower()
@@ -73,6 +80,28 @@ def test_an_absent_device_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no device 'cuda:77'" in capsys.readouterr().err
     with pytest.raises(FwvizError, match="--samples must be at least 1"):
         device.main(["--device", "cpu", "--model", "tiny", "--samples", "0"])
+
+
+def test_precisions_are_measured_apart() -> None:
+    table = device.run("cpu", "tiny", 2, samples=2, repeats=1, precisions=("bfloat16",))
+    assert [name for name in table["what"] if "FW-soft" in name or "Ada" in name] == [
+        "FW-soft, update, bfloat16",
+        "FW-soft, iteration, bfloat16",
+        "AdaMerging, update, bfloat16",
+    ]
+
+
+@pytest.mark.parametrize("module", ["fwviz", "fwviz.bench.device"])
+def test_it_needs_nothing_of_the_page(tmp_path: Path, module: str) -> None:
+    """A machine with torch and transformers alone measures too: what the page draws with is not imported."""
+    words = ["bench", "device"] if module == "fwviz" else []
+    words += ["--device", "cpu", "--model", "tiny", "--checkpoints", "2", "--samples", "2", "--repeats", "1"]
+    absent = ("gradio", "plotly", "datasets", "open_clip", "peft", "playwright", "spaces")
+    code = f"import runpy, sys; sys.modules.update(dict.fromkeys({absent})); sys.argv[1:] = {words}; "
+    code += f"runpy.run_module({module!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "FW-soft, iteration, bfloat16" in done.stdout
 
 
 @pytest.mark.gpu

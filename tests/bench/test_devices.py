@@ -6,9 +6,11 @@ What such tensors cannot do, backward passes and sizes that depend on numbers, n
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fwviz.bench.synthetic import random_vectors, vit_layout
 from fwviz.types import Granularity
@@ -41,6 +43,27 @@ def test_task_vectors_stay_on_their_device(
         assert (found.device.type, tuple(found.shape)) == ("cpu", shape)
     assert vectors.vector(1).device.type == "cuda"
     assert vectors.base.device.type == "cuda"
+
+
+class WithoutFloat64(TorchDispatchMode):
+    """A device like Apple's, which torch cannot even pretend to have elsewhere: nothing there may be float64."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor) and (found.device.type, found.dtype) == ("cuda", torch.float64):
+            raise TypeError("this device has no float64")
+        return found
+
+
+def test_task_vectors_need_no_float64_on_the_device(no_numbers: None) -> None:
+    vectors, groups = random_vectors(LAYOUT, 3, torch.float32, "cuda"), LAYOUT.groups("layer")
+    gradient = torch.randn(LAYOUT.size, device="cuda")
+    with WithoutFloat64():
+        assert vectors.scores(gradient, groups).device.type == "cpu"
+        assert vectors.cosines(gradient, groups).dtype == torch.float32
+        assert vectors.gram(groups).dtype == torch.float64
+        with pytest.raises(TypeError, match="float64"):
+            gradient.double()
 
 
 def test_the_check_itself_can_fail(no_numbers: None) -> None:
