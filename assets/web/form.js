@@ -197,7 +197,7 @@
       }
       if (spec.choices.length) {
         const select = el("select", { id, "aria-describedby": helpId, onchange: () => set(select.value) }, ...spec.choices.map((c) => el("option", { value: c }, c.replaceAll("_", " "))));
-        return { node: el("div", { class: "fw-field" }, label, select, help), fill: () => (select.value = where()[spec.name]) };
+        return { node: el("div", { class: "fw-field" }, label, select, help), fill: () => (select.value = where()[spec.name] ?? spec.default) };
       }
       const whole = spec.kind === "int";
       const bounded = spec.low !== null && spec.high !== null && spec.high - spec.low < 1e6;

@@ -340,6 +340,8 @@ class Pool:
             file.file.close()
 
     def _low_rank(self, ids: Sequence[str], dtype: torch.dtype, device: torch.device) -> LowRankTaskVectors:
+        if device.type == "mps":
+            raise FwvizError("adapters are added up in float64, which mps does not have: set device to cpu.")
         return LowRankTaskVectors(self.layout, ids, self.base.to(device), [self._parts(name, dtype) for name in ids])
 
     def _checkpoint(self, name: str) -> CheckpointFile:

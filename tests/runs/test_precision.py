@@ -179,6 +179,40 @@ def test_a_device_that_cannot_is_refused_before_anything_is_read(
     assert failed.note.endswith("set precision to float32.")
 
 
+def test_adapters_are_refused_where_there_is_no_float64(tiny_text_pool: Pool) -> None:
+    with pytest.raises(FwvizError, match=r"^adapters are added up in float64, which mps does not have"):
+        tiny_text_pool.task_vectors(tiny_text_pool.checkpoint_ids, device="mps")
+
+
+@pytest.mark.parametrize(
+    ("words", "note"),
+    [
+        (
+            "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.",
+            "set device to cpu",
+        ),
+        ("unsupported operand type(s) for +: 'int' and 'str'", None),
+    ],
+)
+def test_what_apples_devices_lack_is_said(
+    tiny_pool_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, note: str | None
+) -> None:
+    """torch's own words for it; any other mistake of types goes on."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise TypeError(words)
+
+    monkeypatch.setattr("fwviz.tasks.objectives.LabelledObjective.gradient", fail)
+    asked = recipe(tiny_pool_path)
+    if note is None:
+        with pytest.raises(TypeError):
+            execute(asked)
+    else:
+        failed = execute(asked)
+        assert failed.status == "failed"
+        assert note in failed.note
+
+
 def test_a_device_without_bfloat16_says_so_by_itself() -> None:
     """A device torch was built without raises, as an Apple machine of before macOS 14 does."""
     if torch.backends.mps.is_available():
