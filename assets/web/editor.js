@@ -78,7 +78,7 @@
           return el("li", { class: id ? null : "all" }, el("span", {}, title), el("div", {}, bar), el("b", {}, percent(after)), el("em", { "data-sign": gain < -5e-4 ? "down" : gain > 5e-4 ? "up" : "same" }, said));
         }),
       );
-      get("h4 small").textContent = value.seconds && changed ? `64 validation images a task, ${value.seconds.toFixed(2)} s` : "64 validation images a task";
+      get("h4 small").textContent = value.seconds && changed ? `64 validation samples a task, ${value.seconds.toFixed(2)} s` : "64 validation samples a task";
     }
 
     function pick(checkpoint, layer) {

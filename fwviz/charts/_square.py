@@ -114,12 +114,20 @@ def _numbers(
                     "name": "numbers",
                     "x": [ids[j] for j in columns],
                     "y": [ids[i] for i in rows],
-                    "text": [f"{v:.0%}" if percent else f"{v:.2f}" for v in values[rows, columns]],
+                    "text": [_cell(value, reach, percent) for value in values[rows, columns]],
                     "textfont": {"size": style.SMALL, "color": colour},
                     "hoverinfo": "skip",
                 }
             )
     return made
+
+
+def _cell(value: float, reach: float, percent: bool) -> str:
+    """A number as short as tells it from its neighbours: percentages that lie close together get a decimal."""
+    if percent:
+        return f"{100 * value:.1f}" if reach < 0.1 else f"{value:.0%}"
+    text = f"{value:.2f}".removeprefix("-")
+    return f"{style.MINUS}{text}" if value < 0 and float(text) else text
 
 
 def extremes(rows: pd.DataFrame, value: str) -> tuple[pd.Series, pd.Series] | None:

@@ -89,11 +89,11 @@ class Call:
         return (self.lens, self.at, where, *((k, v) for k, v in sorted(self.options.items())))
 
     def traces(self, shown: Shown) -> list[Trace]:
-        """The records a lens of several runs looks at."""
-        compared = [trace for _, trace in shown.compared]
+        """The records a lens of several runs looks at; beside the one shown, only those of the same pool."""
         if self.at == "compared":
-            return compared
-        return [shown.trace, *(trace for key, trace in shown.compared if key != shown.key)]
+            return [trace for _, trace in shown.compared]
+        pool = shown.trace.pool_fingerprint
+        return [shown.trace, *(t for key, t in shown.compared if key != shown.key and t.pool_fingerprint == pool)]
 
     def cli_line(self, shown: Shown, chart: str) -> str:
         """The shell command that makes the same figure without a browser."""

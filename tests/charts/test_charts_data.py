@@ -21,6 +21,8 @@ from fwviz.charts.lmo_history import lmo_history
 from fwviz.charts.lmo_layers import lmo_layers
 from fwviz.charts.magnitudes import magnitudes
 from fwviz.charts.promise_reality import promise_reality, trusted
+from fwviz.charts.sign_conflict import sign_conflict
+from fwviz.charts.similarity import similarity
 
 LIGHT = style.palette("light")
 
@@ -496,3 +498,14 @@ def test_numbers_read_well() -> None:
     assert style.safe("<b>%{x}") == "&lt;b&gt;%&#123;x}"
     assert style.duration(3.21) == "3.2 s"
     assert style.duration(150) == "2.5 min"
+
+
+def test_numbers_of_a_map_of_pairs_tell_neighbours_apart() -> None:
+    def drawn(values: dict[str, float], chart: Any, column: str) -> list[str]:
+        rows = [{"checkpoint": a, "other": b, column: v} for pair, v in values.items() for a, b in (pair, pair[::-1])]
+        return [t for trace in chart(pd.DataFrame(rows)).data if trace.name == "numbers" for t in trace.text]
+
+    near = drawn({"ab": 0.496, "ac": 0.454, "bc": 0.503}, sign_conflict, "conflict")
+    assert set(near) == {"49.6", "45.4", "50.3"}
+    assert set(drawn({"ab": 0.3, "ac": 0.7, "bc": 0.5}, sign_conflict, "conflict")) == {"30%", "70%", "50%"}
+    assert set(drawn({"ab": -0.001, "ac": -0.17, "bc": 0.05}, similarity, "cosine")) == {"0.00", "−0.17", "0.05"}

@@ -19,7 +19,7 @@ from fwviz.runs.recipe import Recipe
 from fwviz.runs.runner import execute
 from fwviz.runs.store import RunStore
 from fwviz.ui.controls import values_of
-from fwviz.ui.pictures import Picture, Shown, Tab
+from fwviz.ui.pictures import Call, Picture, Shown, Tab
 from fwviz.ui.tabs import PICTURES, TABS
 
 
@@ -64,3 +64,14 @@ def test_the_command_of_a_chart_asks_for_what_the_page_shows(
     assert plain == dict(call.options), "an option that no flag can carry"
     assert ("theta" in asked[0]) == (call.at == "frame")
     assert entry("charts", picture.chart).facts["lens"] == call.lens
+
+
+def test_runs_of_another_pool_stand_beside_no_run(shown: Shown) -> None:
+    """Their weights and planes are of another model; what they reached may still be compared."""
+    other = replace(shown.trace, id="other", pool_fingerprint="0" * 16)
+    same = replace(shown.trace, id="same")
+    both = replace(shown, compared=(("run:other", other), ("run:same", same), (shown.key, shown.trace)))
+    assert Call("weights_map", "beside").traces(both) == [shown.trace, same]
+    assert Call("cka", "runs").traces(both) == [shown.trace, same]
+    assert "other" not in Call("cka", "runs").cli_line(both, "cka")
+    assert Call("comparison", "compared").traces(both) == [other, same, shown.trace]

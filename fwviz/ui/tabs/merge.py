@@ -52,7 +52,7 @@ def _scales(shown: Shown) -> Call:
 MERGE = Tab(
     id="merge",
     title="Merge (live)",
-    lead="The merged model is tested after every step on images it has never been tuned on. <b>Base</b> is the model "
+    lead="The merged model is tested after every step on samples it has never been tuned on. <b>Base</b> is the model "
     "before any fine-tuning, <b>individual</b> each task's own checkpoint: merging works when one model comes close to "
     "all of them.",
     controls=_controls,
