@@ -66,9 +66,11 @@ def della(problem: Problem, settings: Settings) -> Iterator[Step]:
     epsilon = min(settings.epsilon, settings.density - 1e-3, 1 - 1e-3 - settings.density)
 
     def dropped(block: Tensor, piece: Piece) -> Tensor:
-        draws = uniform(problem, piece, units[piece.group])
-        for tau, numbers in zip(block, draws, strict=True):  # a row of the block is rows of a matrix
-            ranked_drop(tau.view(-1, rows[piece.group]), settings.density, epsilon, numbers.view(-1, rows[piece.group]))
+        columns = rows[piece.group]
+        # A checkpoint at a time: its part of the block is rows of a matrix, and stays in cache.
+        for i, tau in enumerate(block):
+            draws = uniform(problem, piece, units[piece.group], [i])
+            ranked_drop(tau.view(-1, columns), settings.density, epsilon, draws.view(-1, columns))
         return block
 
     if settings.elect:

@@ -84,21 +84,29 @@ def ranked_drop(rows: Tensor, density: float, epsilon: float, draws: Tensor) -> 
     MagPrune of DELLA (2024), eq. 3–5, in place; equal magnitudes rank in the order of their columns. The only entry of
     a row of one has p = density.
 
-    Args: ``rows`` and ``draws`` (R, C); draws uniform in [0, 1). An entry stays where its draw < p.
+    Args: ``rows`` and ``draws`` (R, C); draws uniform in [0, 1). The entry of rank r stays where draws[:, r] < p_r.
     """
     count = rows.shape[1]
-    # Magnitudes order like their bits: with the column below them, one integer sort gives the ranks.
-    keyed = rows.abs().cpu().view(torch.int32).to(torch.int64).bitwise_left_shift_(32)
-    keyed.bitwise_or_(torch.arange(count))
-    # Positive numbers order like their bits in float64 as well, which numpy sorts a quarter faster than integers; keys
-    # too small for that to hold belong to entries that are 0 or as good as.
-    ordered = keyed.numpy().view(np.float64)
-    ordered.sort(axis=1)
-    columns = keyed.bitwise_and_(0xFFFFFFFF).to(rows.device)
     ramp = torch.linspace(-epsilon, epsilon, count) if count > 1 else torch.zeros(1)
     chance = (density + ramp).to(rows.device)
-    factors = (draws.gather(1, columns) < chance) * chance.reciprocal()
-    return rows.mul_(torch.empty_like(rows).scatter_(1, columns, factors))
+    factors = torch.lt(draws, chance, out=torch.empty_like(draws)).mul_(chance.reciprocal())
+    sizes = rows.abs()
+    columns = ascending_columns(sizes)
+    return rows.mul_(sizes.scatter_(1, columns, factors))
+
+
+def ascending_columns(keys: Tensor) -> Tensor:
+    """The columns of every row from the smallest key to the largest, equal keys as they stand: (R, C) → (R, C) int64.
+
+    ``torch.argsort(keys, dim=1, stable=True)`` of finite keys ≥ 0, several times as fast.
+    """
+    # Magnitudes order like their bits: with the column below them, one integer sort gives the ranks.
+    keyed = keys.cpu().view(torch.int32).to(torch.int64).bitwise_left_shift_(32)
+    keyed.bitwise_or_(torch.arange(keys.shape[1]))
+    # Positive numbers order like their bits in float64 as well, which numpy sorts a quarter faster than integers; keys
+    # too small for that to hold belong to entries that are 0 or as good as.
+    keyed.numpy().view(np.float64).sort(axis=1)
+    return keyed.bitwise_and_(0xFFFFFFFF).to(keys.device)
 
 
 # --- agreeing on a sign -------------------------------------------------------------------------

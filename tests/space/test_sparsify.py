@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fwviz.space.sparsify import cancelled, disjoint_merge, elect_sign, kept_above, trim, trim_rows
+from fwviz.space.sparsify import (
+    ascending_columns,
+    cancelled,
+    disjoint_merge,
+    elect_sign,
+    kept_above,
+    ranked_drop,
+    trim,
+    trim_rows,
+)
 
 
 @pytest.mark.parametrize(("density", "kept"), [(0.2, [1, 4]), (0.4, [1, 4, 5]), (1.0, list(range(6)))])
@@ -49,3 +58,23 @@ def test_only_entries_that_cancel_out_are_cancelled() -> None:
     block = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     assert cancelled(block, elect_sign(block))
     assert not cancelled(block[:, 1:], elect_sign(block[:, 1:]))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-41, 1e30])
+@pytest.mark.parametrize("width", [1, 2, 40, 700])
+def test_columns_come_in_the_order_of_a_stable_sort(scale: float, width: int) -> None:
+    """From the smallest number a float32 can hold to the largest, and with as many ties as half precision leaves."""
+    random = torch.Generator().manual_seed(0)
+    keys = scale * torch.randn(30, width, generator=random).abs()
+    keys[10:20] = scale * torch.randint(5, (10, width), generator=random)
+    keys[20] = 0
+    keys[21, 0] = 3e38
+    assert torch.equal(ascending_columns(keys), keys.argsort(dim=1, stable=True))
+
+
+def test_an_entry_is_judged_by_the_draw_and_the_probability_of_its_rank() -> None:
+    rows = torch.tensor([[-4.0, 1.0, 1.0, -0.5, 2.0]])  # ranks 4, 1, 2, 0, 3; p = 0.1, 0.3, 0.5, 0.7, 0.9
+    draws = torch.tensor([[0.05, 0.31, 0.49, 0.71, 0.89]])
+    found = ranked_drop(rows, 0.5, 0.4, draws)
+    assert found is rows
+    torch.testing.assert_close(found, torch.tensor([[-4 / 0.9, 0.0, 1 / 0.5, -0.5 / 0.1, 0.0]]))
