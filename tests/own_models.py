@@ -201,7 +201,7 @@ BAD_BASES: dict[str, tuple[Make, str]] = {
     "pickle": (_pickled, "is a pickle, which can run code.*save_pretrained"),
     "shards": (_shards, "weights in shards"),
     "no weights": (_without("model.safetensors"), "no model.safetensors"),
-    "no config": (_without("config.json"), "config.json cannot be read"),
+    "no config": (_without("config.json"), "there is no config.json"),
     "config is no JSON": (lambda f: (f / "config.json").write_text("{"), "no valid JSON"),
     "another kind": (_config(model_type="gpt2"), "of a 'gpt2' model"),
     "no kind": (_config(model_type=None), "of a None model"),

@@ -91,12 +91,13 @@
     }
 
     // One file as the body of a request: counted here for the bar, and on the server for safety.
-    function upload(part, kind, file, done, all) {
+    function upload(part, kind, file, done, all, first) {
       return new Promise((resolve, reject) => {
         const request = new XMLHttpRequest();
         request.open("POST", new URL(`fwviz/bring/${encodeURIComponent(key)}`, document.baseURI));
         request.setRequestHeader("X-Fwviz-Kind", kind);
         request.setRequestHeader("X-Fwviz-Name", encodeURIComponent(file.name));
+        if (first) request.setRequestHeader("X-Fwviz-First", "1"); // what came before and was refused goes
         request.setRequestHeader("Content-Type", "application/octet-stream");
         request.upload.addEventListener("progress", (event) => show(part, (done + event.loaded) / Math.max(all, 1), `Sending ${file.name} …`));
         request.addEventListener("load", () => {
@@ -116,7 +117,7 @@
       let done = 0;
       try {
         for (const file of files) {
-          ids.push(await upload(part, kind, file, done, all));
+          ids.push(await upload(part, kind, file, done, all, !ids.length));
           done += file.size;
         }
         show(part, 0, "Looking at it …");
@@ -192,7 +193,7 @@
       most: MAX_CHECKPOINT,
       chosen: (files) => bring(ground, "base", files, (ids) => ({ what: "base", files: ids })),
     });
-    ground.label.textContent = "Choose the files of the model, or a .zip";
+    ground.label.textContent = "Choose its files, or a .zip";
     ground.more.append(...askHub(ground, "fw-own-base-hub", "or the id of a model on the Hub", "owner/name", (hub) => ({ what: "base", files: [], hub })));
 
     // An id of the Hub, and the button that asks for it.
@@ -255,11 +256,9 @@
       task.label.textContent = inputs === "images" ? "Choose a .zip of class folders" : "Choose a .csv of texts";
       task.file.accept = inputs === "images" ? ".zip" : ".csv,.tsv";
       const whose = base ? "your base" : "this pool's base";
-      checkpoints.help.textContent = `Fine-tunes of ${whose} as .safetensors; LoRA or IA3 adapters as adapter_config.json with adapter_model.safetensors, or several as a .zip with a folder for each. Each is compared with the base before it joins.`;
+      checkpoints.help.textContent = base?.checkpoints.length ? `There ${base.checkpoints.length === 1 ? "is 1" : `are ${base.checkpoints.length}`}: ${base.checkpoints.join(", ")}. More may join.` : `Fine-tunes of ${whose} as .safetensors; LoRA or IA3 adapters as adapter_config.json with adapter_model.safetensors, or several as a .zip with a folder for each. Each is compared with the base before it joins.`;
       ground.help.textContent = base
-        ? base.checkpoints.length
-          ? `${base.title}, with ${base.checkpoints.length === 1 ? "1 checkpoint" : `${base.checkpoints.length} checkpoints`}: ${base.checkpoints.join(", ")}.`
-          : base.title
+        ? `${base.title}: ${base.about}`
         : "A CLIP or a BERT-like encoder of texts: model.safetensors with config.json, tokenizer.json and, for pictures, preprocessor_config.json. Then bring checkpoints of it, and a task.";
     }
 
@@ -291,7 +290,7 @@
         if (own.task) for (const one of [checkpoints, ground]) say(one, []);
       } else if (own.said) {
         rest();
-        say(part || ground, own.said);
+        say(part || ground, part === ground ? [] : own.said);
         report(part || ground, own.report || []);
         if (!base) for (const one of [task, checkpoints]) say(one, []);
       } else if (own.total !== undefined && part) {

@@ -132,6 +132,8 @@ def _shapes(folder: Path) -> dict[str, TensorInfo]:
 
 def _kind(folder: Path, infos: Mapping[str, TensorInfo]) -> _Kind:
     config = folder / "config.json"
+    if not config.is_file():
+        raise FwvizError("there is no config.json, by which the model is known: add it from the model's folder.")
     kind = read_json(config).get("model_type")
     count = sum(math.prod(info.shape) for info in infos.values()) / 1e6
     if kind == "clip":

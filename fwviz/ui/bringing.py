@@ -177,7 +177,7 @@ class Bringing:
         self.shelf.lay(key, base)
         yield {
             "base": base.card,
-            "said": [f"{base.title}: {findings[0].text}"],
+            "said": [f"{base.title}: {base.card['about']}"],
             "report": [_report(base.title, findings)],
         }
 
@@ -286,7 +286,8 @@ def _lay(
     alive()
     findings = check_base(Base(str(place), title))
     family, _, include = read_base(str(place))
-    card = {"title": title, "inputs": FAMILIES[family].inputs, "checkpoints": []}
+    about = next(finding.text for finding in findings if finding.kind == "base")
+    card = {"title": title, "about": about, "inputs": FAMILIES[family].inputs, "checkpoints": []}
     return OwnBase(folder, place, include, card), findings
 
 

@@ -174,11 +174,17 @@ class Shelf:
 
     # --- files ------------------------------------------------------------------------------------
 
-    def receive(self, key: str, kind: str, name: str, announced: int) -> Receiving:
-        """Begin to take a file. FwvizError if it is of no use here or there is no room for it."""
+    def receive(self, key: str, kind: str, name: str, announced: int, *, first: bool = False) -> Receiving:
+        """Begin to take a file. FwvizError if it is of no use here or there is no room for it.
+
+        With the ``first`` of several, those of the same kind go that came before and were never made anything of.
+        """
         with self._lock:
             visitor = self._visitor(key)
             chosen: Kind = "base" if kind == "base" else "checkpoint" if kind == "checkpoint" else "task"
+            if first:
+                kept = visitor.task.file if visitor.task is not None else ""
+                self.drop(key, [u for u in visitor.uploads.values() if u.kind == chosen and u.id != kept])
             if re.search(r"[/\\]", name) or not name.isprintable() or name.startswith("."):
                 raise FwvizError(f"{name[-80:]!a} is a name that could lead elsewhere: call the file otherwise.")
             plain = re.sub(r"[^\w.+ ()-]", "_", name)[-80:].lstrip(".")

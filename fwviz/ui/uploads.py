@@ -18,7 +18,7 @@ _TOGETHER = 8  # uploads at a time, of all visitors
 
 
 def routes(prefix: str, shelf: Shelf) -> list[BaseRoute]:
-    """``POST /<prefix>/bring/{key}`` with the file as body and its kind and name in headers of our own.
+    """``POST /<prefix>/bring/{key}`` with the file as body, its kind and name and whether it is the first in headers.
 
     A page of another host cannot send such headers, and does not know a key.
     """
@@ -35,7 +35,8 @@ def routes(prefix: str, shelf: Shelf) -> list[BaseRoute]:
         announced = int(length) if length.isascii() and length.isdigit() and len(length) < 16 else 0
         under_way += 1
         try:
-            file = shelf.receive(request.path_params["key"], kind, name, announced)
+            first = request.headers.get("x-fwviz-first") == "1"
+            file = shelf.receive(request.path_params["key"], kind, name, announced, first=first)
             try:
                 async with asyncio.timeout(MAX_SECONDS):
                     async for piece in request.stream():

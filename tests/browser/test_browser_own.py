@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.own_corpus import BAD_ZIPS, shapes_zip
+from tests.own_models import ADAPTER, lora_of, zip_of
 
 
 def open_own(page: Any) -> None:
@@ -130,6 +131,84 @@ def test_checkpoints_of_ones_own(opened: Any, tiny_pool_path: Path, tmp_path: Pa
     page.get_by_role("button", name="Add", exact=True).click()
     page.wait_for_selector(".fw-own-said.wrong")
     assert "write owner/name" in said(page, "checkpoints").inner_text()
+
+
+def test_from_ones_own_base_and_adapters_to_a_merged_model(
+    open_context: Any, tiny_pool_path: Path, tmp_path: Path
+) -> None:
+    base, trained = tiny_pool_path / "base", tiny_pool_path / "checkpoints"
+    watched = open_context()
+    page = watched.open()
+    open_own(page)
+    page.click(".fw-own-base > summary")
+    # A base that is not whole is one sentence; nothing becomes of it.
+    page.set_input_files("#fw-own-base", base / "model.safetensors")
+    page.wait_for_selector(".fw-own-said.wrong")
+    assert said(page, "base").inner_text().startswith("Your base cannot be a base: there is no config.json")
+    page.set_input_files("#fw-own-base", sorted(base.iterdir()))
+    page.wait_for_selector(".fw-own-steps")
+    # Three steps, the last of which waits for the second.
+    assert page.locator(".fw-own h3").all_inner_texts() == ["1 · Your base", "2 · Your checkpoints", "3 · Your task"]
+    assert "your base: a CLIP of 0.0472 million weights" in page.locator("#fw-own-base-help").inner_text()
+    assert page.locator(".fw-drop:has(#fw-own-task)").is_hidden()
+    loras = {name: lora_of(trained / name, base, tmp_path / name) for name in ("shape", "colour")}
+    packed = zip_of(tmp_path / "adapters.zip", {f"runs/{name}": folder for name, folder in loras.items()})
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes((trained / "shape" / "model.safetensors").read_bytes()[:-5])
+    page.set_input_files("#fw-own-checkpoints", [packed, trained / "stripes" / "model.safetensors", cut])
+    page.wait_for_selector(".fw-own-part:has(#fw-own-checkpoints) .fw-own-said p")
+    sentences = said(page, "checkpoints").locator("p").all_inner_texts()
+    assert sentences[:3] == [
+        "colour: fits the base; a LORA adapter that changes 4 tensors of the base.",
+        "shape: fits the base; a LORA adapter that changes 4 tensors of the base.",
+        "model: fits the base.",
+    ]
+    assert sentences[3].startswith("cut cannot be merged: cut.safetensors ")
+    # A reload of the tab brings base and checkpoints along.
+    watched.reload()
+    open_own(page)
+    page.wait_for_selector(".fw-own-steps")
+    assert "There are 3: colour, shape, model." in page.locator("#fw-own-checkpoints-help").inner_text()
+    page.set_input_files("#fw-own-task", shapes_zip(tmp_path / "my shapes.zip", 10, ("cross", "square", "circle")))
+    page.wait_for_selector(".fw-own-next")
+    assert "30 pictures of 3 classes" in said(page).inner_text()
+    assert page.locator(".fw-checkpoint.on").count() == 3
+    assert page.locator(".fw-task.on").all_inner_texts() == ["my shapes"]
+    assert page.locator("#fw-pool option:checked").inner_text() == "my shapes + your base"
+    assert page.locator(".fw-own-steps").count() == 0
+    page.wait_for_selector("#fw-runbar [data-status=done]")
+    page.get_by_role("button", name="See which checkpoints it wants").click()
+    page.wait_for_function("document.querySelector('#fw-chart-lmo_bars .fw-plot')?.textContent.includes('my shapes')")
+    page.fill("#fw-set-max_steps", "2")
+    page.press("#fw-set-max_steps", "Tab")
+    base_run = page.evaluate("new URLSearchParams(location.search).get('job')")
+    page.get_by_role("button", name="Merge for it").click()
+    page.wait_for_function(f"new URLSearchParams(location.search).get('job') !== '{base_run}'")
+    page.wait_for_selector("#fw-runbar [data-status=done]")
+    page.get_by_role("tab", name="Merge").click()
+    with page.expect_download() as download:
+        page.click("#fw-export a[data-what=weights]")
+    with zipfile.ZipFile(io.BytesIO(Path(download.value.path()).read_bytes())) as made:
+        assert any(name.endswith("model.safetensors") for name in made.namelist())
+
+
+def test_adapters_join_a_pool_and_pickles_are_refused(opened: Any, tiny_pool_path: Path, tmp_path: Path) -> None:
+    page = opened
+    open_own(page)
+    lora = lora_of(tiny_pool_path / "checkpoints" / "shape", tiny_pool_path / "base", tmp_path / "lora")
+    (tmp_path / "adapter_model.bin").write_bytes(b"x")
+    page.set_input_files("#fw-own-checkpoints", [lora / ADAPTER[0], tmp_path / "adapter_model.bin"])
+    page.wait_for_selector(".fw-own-said.wrong")
+    assert said(page, "checkpoints").inner_text() == (
+        "adapter_model.bin is a pickle, which can run code when it is read: load it with PEFT and save_pretrained it "
+        "again, which writes safetensors."
+    )
+    page.fwviz.errors[:] = [text for text in page.fwviz.errors if "status of 422" not in text]
+    page.set_input_files("#fw-own-checkpoints", [lora / name for name in ADAPTER])
+    page.wait_for_selector(".fw-checkpoint[data-id=adapter]")
+    assert "adapter: fits the base; a LORA adapter" in said(page, "checkpoints").inner_text()
+    page.click("#fw-runbar [data-act=run]")
+    page.wait_for_selector("#fw-runbar [data-status=done]")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

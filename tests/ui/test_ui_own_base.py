@@ -50,6 +50,10 @@ def own_base(desk: Desk, session: Session, pool_id: str, base: Path) -> dict[str
     return made
 
 
+def plain(card: Any) -> tuple[str, str, list[str]]:
+    return card["title"], card["inputs"], card["checkpoints"]
+
+
 def folders(desk: Desk, session: Session) -> list[str]:
     """What lies in the visitor's folder beside the files that were sent."""
     folder = desk.shelf.visitor(session.own).folder
@@ -63,7 +67,8 @@ def test_base_adapters_and_task_become_a_pool_that_merges(
     session = visitor(desk, "page")
     base, trained = tiny_pool_path / "base", tiny_pool_path / "checkpoints"
     made = own_base(desk, session, pool_id, base)
-    assert made["own"]["base"] == {"title": "your base", "inputs": "images", "checkpoints": []}
+    assert plain(made["own"]["base"]) == ("your base", "images", [])
+    assert made["own"]["base"]["about"].startswith("a CLIP of 0.")
     assert made["own"]["said"][0].startswith("your base: a CLIP of 0.")
     assert "pool" not in made, "there is no pool yet"
     # Its adapters, several in a zip and one as two files, and a whole checkpoint.
@@ -123,7 +128,7 @@ def test_a_text_base_in_a_zip_and_its_adapters(
     session = visitor(desk, "page")
     packed = zip_of(tmp_path / "words.zip", {"": tiny_text_pool_path / "base"})
     made, _ = bring(desk, session, what="base", files=[give(desk, session, packed, "base")], pool=pool_id)
-    assert made["own"]["base"] == {"title": "words", "inputs": "texts", "checkpoints": []}
+    assert plain(made["own"]["base"]) == ("words", "texts", [])
     names = ("food", "mood", "place", "time")
     packed = zip_of(tmp_path / "four.zip", {name: tiny_text_pool_path / "checkpoints" / name for name in names})
     told, _ = bring(
@@ -254,7 +259,7 @@ def test_every_bad_adapter_is_one_sentence_and_leaves_nothing(
     files = give_all(desk, session, folder, "checkpoint")
     answer, _ = bring(desk, session, what="checkpoints", base=True, files=files, pool=pool_id)
     assert "adapter cannot be merged: " in answer["own"]["problem"].lower()
-    assert desk.shelf.base(session.own) == {"title": "your base", "inputs": "images", "checkpoints": []}
+    assert plain(desk.shelf.base(session.own)) == ("your base", "images", [])
     files = give_all(desk, session, lora, "checkpoint")
     told, _ = bring(desk, session, what="checkpoints", base=True, files=files, pool=pool_id)
     assert told["own"]["base"]["checkpoints"] == ["adapter"]
@@ -309,6 +314,28 @@ def test_what_a_visitor_holds_counts_whatever_it_became(
     packed = give(desk, session, small, "checkpoint")
     answer, _ = bring(desk, session, what="checkpoints", base=True, files=[packed], pool=pool_id)
     assert "but may unpack to" in answer["own"]["problem"]
+
+
+def test_files_that_nothing_became_of_make_room_for_the_next(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path / "shelf")
+    client = TestClient(Starlette(routes=uploads.routes("fwviz", shelf)))
+    key = shelf.enter("page")
+
+    def send(name: str, kind: str, first: str) -> int:
+        headers = {"x-fwviz-name": name, "x-fwviz-kind": kind, "x-fwviz-first": first}
+        return client.post(f"/fwviz/bring/{key}", content=b"x", headers=headers).status_code
+
+    task = shelf.receive(key, "task", "a.zip", 1).finish()
+    shelf.visitor(key).task = shelves.Made(task.id, "tiny")
+    for _ in range(3 * shelves.MAX_FILES):
+        assert send("adapter_config.json", "checkpoint", "1") == 200
+        assert send("adapter_model.safetensors", "checkpoint", "") == 200
+        assert send("b.zip", "task", "1") == 200
+        assert send("adapter_model.bin", "checkpoint", "") == 422
+    names = sorted(upload.name for upload in shelf.visitor(key).uploads.values())
+    assert names == ["a.zip", "adapter_config.json", "adapter_model.safetensors", "b.zip"]
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 4
+    shelf.close()
 
 
 def test_closing_while_a_base_is_laid_ends_it(desk: Desk, pool_id: str, tiny_pool_path: Path) -> None:
