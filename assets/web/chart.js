@@ -151,8 +151,7 @@
         return;
       }
       const start = performance.now();
-      // Plotly writes ranges into the layout it is given; what later differences are applied to must stay as it was sent.
-      const layout = themed(structuredClone(figure.layout || {}));
+      const layout = themed(figure.layout || {});
       const height = layout.height || 340;
       delete layout.width;
       layout.height = height;

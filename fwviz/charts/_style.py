@@ -385,10 +385,10 @@ def figure(traces: Sequence[Mapping[str, Any]], layout: Mapping[str, Any]) -> go
 
 def empty(message: str, theme: str, *, reading: str, revision: str, height: int = 200) -> go.Figure:
     """A calm figure that says why there is nothing to see and what to do."""
-    # A revision of its own: plotly would carry what it made of these axes over to the first figure with data.
+    # A revision and ranges of its own: what plotly makes of axes without, the first figure with data would inherit.
     nothing = f"{revision}, nothing yet"
     base = layout(theme, height, summary=message, reading=reading, revision=nothing, margin=(16, 16, 16, 16))
-    hidden = {"visible": False, "fixedrange": True}
+    hidden = {"visible": False, "fixedrange": True, "range": [0, 1]}
     lines = "<br>".join(safe(line) for line in textwrap.wrap(message, 44))
     words = note(lines, theme, x=0.5, y=0.5, xanchor="center", yanchor="middle", yshift=0, align="center")
     words["font"] = {"size": 13, "color": palette(theme).muted}
