@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +88,50 @@ def test_no_event_has_a_public_name(address: str) -> None:
         client.close()
 
 
+@pytest.fixture(scope="module")
+def apart(tiny_pool_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, psutil.Process]]:
+    """``python app.py`` with one recording, in a process of its own: what it holds is not its visitors'."""
+    folder = tmp_path_factory.mktemp("apart")
+    store = RunStore(folder / "traces")
+    recipe = Recipe.from_dict({"pool": str(tiny_pool_path), "method": "weight_average"}, open_pool(tiny_pool_path).card)
+    execute(recipe, writer=store.create(replace(recipe, pool=tiny_pool_path.name)))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    root = Path(__file__).parents[2]
+    environment = os.environ | {
+        "FWVIZ_POOLS": str(tiny_pool_path.parent),
+        "FWVIZ_TRACES": str(folder / "traces"),
+        "FWVIZ_RUNS": str(folder / "runs"),
+        "GRADIO_SERVER_PORT": str(port),
+        "GRADIO_SERVER_NAME": "127.0.0.1",
+        "PYTHONPATH": str(root),
+        "OMP_NUM_THREADS": "1",
+    }
+    address = f"http://127.0.0.1:{port}/"
+    with (folder / "log.txt").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(root / "app.py")], cwd=folder, env=environment, stdout=log, stderr=log
+        )
+    try:
+        start = time.monotonic()
+        while True:
+            with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5):
+                break
+            assert process.poll() is None, (folder / "log.txt").read_text()
+            assert time.monotonic() - start < 240, "the server did not answer"
+            time.sleep(0.1)
+        yield address, psutil.Process(process.pid)
+        assert "Traceback" not in (folder / "log.txt").read_text()
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
 @pytest.mark.slow
-def test_fifty_pages_do_not_swell_the_server(address: str) -> None:
+def test_fifty_pages_do_not_swell_the_server(apart: tuple[str, psutil.Process]) -> None:
+    address, process = apart
     open_page(address)
-    process = psutil.Process(os.getpid())
-    gc.collect()
     before, start = process.memory_info().rss, time.monotonic()
     visit_together(address, SESSIONS)
     grown = process.memory_info().rss - before
