@@ -71,7 +71,7 @@ def lens(argv: Sequence[str]) -> int:
     if options.out is not None and options.out.suffix not in (".csv", ".html"):
         raise FwvizError(f"{options.out.name} ends neither in .csv nor in .html: name one of the two.")
     chart = _chart_of(name, options.chart) if options.out is not None and options.out.suffix == ".html" else None
-    table = _last(analysis.run(**_lens_sources(tuple(parameters), options), **chosen))
+    table = _last(analysis.run(**chosen | _lens_sources(tuple(parameters), options)))
     if chart is not None:
         entry("charts", chart).run(table).write_html(options.out, include_plotlyjs=True)
     else:
@@ -103,6 +103,8 @@ def _lens_sources(parameters: Sequence[str], options: argparse.Namespace) -> dic
     assembly = assemble(trace.recipe)
     if "theta" not in parameters:
         return {"assembly": assembly, **placed}
+    if "backbone" in parameters and trace.has_parts:
+        placed["backbone"] = True
     return {"assembly": assembly, "theta": merged_weights(trace, options.frame, assembly), **placed}
 
 

@@ -78,7 +78,8 @@ def locate_runs(
     for trace in traces:
         columns = [vectors.names.index(name) if name in vectors.names else -1 for name in trace.checkpoints]
         iterates = trace.iterates()
-        shared: dict[str, Any] = {"name": describe(trace), "trace_id": trace.id or trace.recipe.fingerprint()}
+        name = f"{describe(trace)} (backbone)" if trace.has_parts else describe(trace)
+        shared: dict[str, Any] = {"name": name, "trace_id": trace.id or trace.recipe.fingerprint()}
         shared |= {"tasks": assembly.recipe.tasks, "method": trace.recipe.method}
         for frame in iterates:
             final = frame is iterates[-1]

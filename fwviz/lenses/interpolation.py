@@ -46,6 +46,7 @@ def interpolation(
     split: Split = "validation",
     samples: int = 64,
     points: int = 21,
+    backbone: bool = False,
 ) -> Iterator[pd.DataFrame]:
     """ℓ((1 − γ)·θ_start + γ·θ_end) and accuracy for γ ∈ [0, 1], coarse at first.
 
@@ -58,6 +59,8 @@ def interpolation(
         split: validation, or calibration, which is what methods with labels go down.
         samples: at most that many of each task.
         points: of the way, both ends among them.
+        backbone: "merge" is the backbone of a merge with parts beside it (experts, masks), and is named so: no straight
+            way leads to the parts, and nothing on this one is judged with them.
 
     Yields a table of all points so far, both ends first. One row per task × γ: ``way`` ("start → end"), ``start``,
     ``start_title``, ``end``, ``end_title``, ``length`` (L2 distance of the ends), ``task``, ``task_title``, ``gamma``,
@@ -82,6 +85,7 @@ def interpolation(
             i = None if field.known(name, vectors) == BASE else vectors.names.index(name)
             ends.append(vectors.base if i is None else vectors.vector(i).add_(vectors.base))
     titles = field.model_titles(assembly, [name for name in (start, end) if name in vectors.names])
+    titles |= {MERGE: "backbone of the merge, without its parts"} if backbone else {}
     named = {"way": f"{start} → {end}", "start": start, "start_title": titles[start]}
     named |= {"end": end, "end_title": titles[end]}
     tasks = {"joint": "all tasks together"} | names.task_titles(assembly.recipe.tasks, assembly.pool.card)

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from fwviz.registry import entry
 from fwviz.runs.recipe import Recipe
 from fwviz.types import FwvizError, Granularity, ParamLayout, Score, Split, Status, TaskVectors
 
@@ -145,6 +146,11 @@ class Trace:
     created: str = ""
     device: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether the merge is more than its weights: experts, masks or maps stand beside a backbone."""
+        return bool(entry("methods", self.recipe.method).facts["extends"])
 
     @property
     def checkpoints(self) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ def _controls(shown: Shown) -> tuple[Control, ...]:
     tasks = {t.id: t.title for t in shown.card.tasks} if shown.card else {}
     own = [name for name, _ in names if name in shown.trace.tasks] + [name for name, _ in names]
     wanted = list(dict.fromkeys(own))[:3]
+    merge = "the backbone of the merge" if shown.trace.has_parts else "the merge shown"
     models = [
         choice(name, label, names, wanted[i] if i < len(wanted) else None, help)
         for i, (name, label, help) in enumerate(
@@ -53,7 +54,11 @@ def _controls(shown: Shown) -> tuple[Control, ...]:
         ),
         switch("relief", "3-D relief", False, "Raise the map into the third dimension."),
         choice("start", "Way from", [("base", "base"), *names]),
-        choice("end", "to", [("merge", "the merge shown"), *names]),
+        choice(
+            "end",
+            "to",
+            [("merge", merge), *names],
+        ),
         number("resolution", "Points a side", 21, 5, 41, 2, "More points take longer: the time grows with the square."),
     )
 
