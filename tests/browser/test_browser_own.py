@@ -212,6 +212,33 @@ def test_adapters_join_a_pool_and_pickles_are_refused(opened: Any, tiny_pool_pat
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
+def test_it_breaks_no_rule_of_accessibility(theme: str, open_context: Any, tmp_path: Path) -> None:
+    """WCAG 2.2 A and AA by axe-core, opened: empty, with a task and its words, and with what is wrong."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    page = open_context(color_scheme=theme).open(f"?__theme={theme}")
+    open_own(page)
+    rules = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}}
+    broken = []
+
+    def look(when: str) -> None:
+        found = axe.Axe().run(page, context=".fw-own", options=rules).response["violations"]
+        broken.extend(
+            (when, v["id"], n["html"][:160], n["failureSummary"][:240]) for v in found for n in v["nodes"][:4]
+        )
+
+    look("empty")
+    page.set_input_files("#fw-own-task", shapes_zip(tmp_path / "a.zip", 6, ("cross", "square")))
+    page.wait_for_selector(".fw-own-next")
+    page.click(".fw-own .fw-more > summary")
+    look("a task")
+    page.fill("#fw-own-hub", "no id")
+    page.get_by_role("button", name="Add", exact=True).click()
+    page.wait_for_selector(".fw-own-said.wrong")
+    look("something wrong")
+    assert not broken, "\n".join(map(str, broken))
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
 def test_it_fits_a_phone(theme: str, open_context: Any, tmp_path: Path) -> None:
     watched = open_context(viewport={"width": 390, "height": 844}, has_touch=True)
     page = watched.open(f"?__theme={theme}")
