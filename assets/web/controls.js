@@ -16,10 +16,10 @@
     function control(field) {
       const id = `fw-c-${value.tab}-${field.name}`;
       const now = () => value.fields.find((f) => f.name === field.name) || field;
-      const send = (next) => {
+      const send = (next, event = "tune") => {
         now().value = next;
         link(now(), next);
-        trigger({ name: field.name, value: next });
+        trigger(event, { name: field.name, value: next });
       };
       const label = el("label", { for: id }, field.label);
       const described = field.help ? { title: field.help } : {};
@@ -52,19 +52,23 @@
         paint(Number(slide.value));
         if (field.live) send(Number(slide.value));
       });
-      slide.addEventListener("change", () => send(Number(slide.value)));
+      // What is measured beside a control begins when it is let go.
+      const settles = field.said !== undefined;
+      const said = settles && el("span", { class: "fw-c-said", role: "status" });
+      slide.addEventListener("change", () => send(Number(slide.value), settles ? "settle" : "tune"));
       const fill = (x) => {
         slide.value = x;
         paint(Number(x));
       };
-      return { node: el("div", { class: "fw-control fw-c-number", ...described }, label, slide, shown), fill };
+      const say = (text) => said && (said.textContent = text);
+      return { node: el("div", { class: "fw-control fw-c-number", ...described }, label, slide, shown, said), fill, say };
     }
 
     function take() {
       const next = fwviz.parse(props.value, null);
       if (!next || next.v <= value.v) return;
       value = next;
-      const described = JSON.stringify(next.fields.map((f) => ({ ...f, value: null })));
+      const described = JSON.stringify(next.fields.map((f) => ({ ...f, value: null, said: f.said === undefined })));
       if (described !== schema) {
         // Whoever stands on a control stays there when the list of choices changes.
         const at = document.activeElement?.id;
@@ -76,6 +80,7 @@
       }
       for (const field of next.fields) {
         if (!made[field.name].node.contains(document.activeElement) || field.kind !== "number") made[field.name].fill(field.value);
+        made[field.name].say?.(field.said);
         link(field, field.value);
       }
     }

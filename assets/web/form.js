@@ -8,6 +8,7 @@
   if (fwviz.mountForm) return;
   const { el } = fwviz;
   const MAIN_SETTINGS = 5;
+  const ASK_AGAIN = 6000; // ms
 
   fwviz.recipe = () => null;
 
@@ -16,6 +17,8 @@
     let recipe = null;
     let drawn = null; // id of the pool that is on screen
     let later = null;
+    let lacks = null; // the timer that asks for rankings that did not come
+    let wasLive = false;
     const root = element.querySelector(".fw-form");
     const parts = {};
     const own = fwviz.makeOwn((data) => trigger("own", { ...data, pool: value.pool.id }));
@@ -278,9 +281,14 @@
         known += 1;
         (first[ranking[0]] ||= []).push(task);
       }
-      parts.relevance.textContent = !known
+      const lacking = known < recipe.tasks.length;
+      const why = value.missing ? (known ? "the others " : "") + value.missing : "still measuring";
+      parts.relevance.textContent = !known && !value.missing
         ? "Which task's oracle wants which checkpoint first is being measured …"
-        : `Chips: the chosen tasks whose oracle ranks a checkpoint first at the base${known < recipe.tasks.length ? " (still measuring)" : ""}.`;
+        : `Chips: the chosen tasks whose oracle ranks a checkpoint first at the base${lacking ? ` (${why})` : ""}.`;
+      // Whatever kept the answer away (a run of somebody else's, a message that was lost), it is asked for again.
+      clearTimeout(lacks);
+      if (lacking && !value.stuck) lacks = setTimeout(() => (wasLive ? chips() : ask()), ASK_AGAIN);
       for (const row of parts.checkpoints.querySelectorAll(".fw-checkpoint")) {
         const mine = first[row.dataset.id] || [];
         row.querySelector(".fw-chips").replaceChildren(...mine.map((task) => el("span", { class: "fw-chip", title: `The gradient of ${titles[task]} wants this checkpoint most` }, titles[task])));
@@ -290,7 +298,7 @@
     function take() {
       const next = fwviz.parse(props.value, null);
       if (!next || next.v <= value.v) return;
-      value = { ...value, ...next };
+      value = { ...value, ...(next.pool ? { missing: "", stuck: false } : {}), ...next };
       if (next.own) own.take(next.own);
       if (next.recipe) recipe = next.recipe;
       if (next.query !== undefined) fwviz.setRecipeQuery(next.query);
@@ -310,7 +318,6 @@
     // While a run is under way nothing is ranked: ask again when it has ended, and how long another would take.
     const ask = () => trigger("edit", { recipe: JSON.stringify(recipe), what: "open" });
     const rank = () => recipe?.tasks.some((task) => !value.relevance?.[task]) && ask();
-    let wasLive = false;
     fwviz.on("status", ({ status }) => {
       const live = ["queued", "starting", "running", "paused", "stopping"].includes(status);
       if (wasLive && !live && recipe) ask();

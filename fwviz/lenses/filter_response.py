@@ -69,6 +69,18 @@ def responses(
             yield pd.DataFrame(rows)
 
 
+def response(assembly: Assembly, cutoff: float) -> Iterator[pd.DataFrame]:
+    """The rows of one cutoff with the fine part kept: first by themselves, then beside the merge without a filter."""
+    titles = {"joint": "all tasks together"} | names.task_titles(assembly.recipe.tasks, assembly.pool.card)
+    theta = torch.empty_like(assembly.problem.vectors.base)
+    rows = _rows(assembly, _judged(assembly, "high", cutoff, theta), titles)
+    table = pd.DataFrame([{"band": "high", "cutoff": cutoff, **row, "unfiltered": math.nan} for row in rows])
+    if cutoff:
+        yield table
+        rows = _rows(assembly, _judged(assembly, "high", 0.0, theta), titles)
+    yield table.assign(unfiltered=[row["accuracy"] for row in rows])
+
+
 def _judged(assembly: Assembly, band: str, cutoff: float, theta: torch.Tensor) -> dict[str, Score]:
     """Merge with one filter and judge; ``theta`` is the buffer to merge in."""
     method = entry("methods", METHOD)

@@ -207,6 +207,8 @@ def _wire(
     for tab in TABS:
         changed = once(lambda d, s, o, e: d.change(s, e))
         parts[f"{tab}_controls"].tune(changed, None, **latest)
+        if TABS[tab].asides:
+            parts[f"{tab}_controls"].settle(then_follow(lambda d, s, o, e: d.settle(s, e)), None, **streams)
     parts["pins"].tab(then_follow(lambda d, s, o, e: d.choose_tab(s, e)), None, **streams)
     for name, tab in tab_items.items():
         tab.select(None, None, None, js=f"() => {{ window.fwviz?.chosenTab('{name}') }}")
@@ -274,7 +276,7 @@ async def _follow(desk: Desk, session: Session, ask: Callable[[], Messages]) -> 
     finally:
         if session.stream == mine:
             session.sent = None
-            desk.measured.board.leave(session.id)
+            desk.leave(session)
 
 
 async def _checked(desk: Desk, session: Session, event: Any) -> AsyncIterator[Messages]:

@@ -87,8 +87,11 @@ def values_of(controls: Sequence[Control], raw: Mapping[str, Any]) -> dict[str, 
     return values
 
 
-def controls_value(tab: str, controls: Sequence[Control], values: Mapping[str, Value]) -> str:
-    """What the strip of a tab is sent: every control with the value it stands at."""
+def controls_value(tab: str, controls: Sequence[Control], values: Mapping[str, Value], said: Mapping[str, str]) -> str:
+    """What the strip of a tab is sent: every control with the value it stands at.
+
+    ``said`` is what stands beside some of them: these also tell when they are let go.
+    """
     fields = [
         {
             "name": c.name,
@@ -102,6 +105,7 @@ def controls_value(tab: str, controls: Sequence[Control], values: Mapping[str, V
             "high": c.high,
             "step": c.step,
             "live": c.live,
+            **({"said": said[c.name]} if c.name in said else {}),
         }
         for c in controls
     ]

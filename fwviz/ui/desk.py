@@ -214,6 +214,8 @@ class Desk:
             return messages
         starting = job is not None and not job.ended and not job.frames
         names = [] if starting else self.sending.changed(session, shown)
+        if TABS[session.tab].asides:
+            messages |= self.sending.controls(session, shown)
         deck, charts = self.sending.deck(session, shown), self.sending.charts(session, names, shown)
         return news(session, messages | deck | charts)
 
@@ -238,7 +240,7 @@ class Desk:
         tab = state.parse_tab(state.parse_event(data).get("name"))
         if tab == session.tab:
             return {}  # the browser also tells of the tab it opens with
-        self.measured.board.leave(session.id)
+        self.leave(session)
         session.tab = tab
         self._begin(session)
         shown = self.looking.shown(session)
@@ -297,6 +299,16 @@ class Desk:
         after = TABS[session.tab].controls(shown)
         strip = {} if [*known.values()] == [*after] else self.sending.controls(session, shown)
         return strip | self.sending.charts(session, views.touched(session.tab, *names), shown)
+
+    def settle(self, session: Session, data: Any) -> Messages:
+        """A control was let go: what is measured beside it, instead of what was for where it stood before."""
+        messages, shown = self.change(session, data), self.looking.shown(session)
+        if shown is None:
+            return messages
+        for aside in TABS[session.tab].asides:
+            if aside.control == state.parse_event(data).get("name"):
+                self.measured.begin(aside, shown, _beside(session))
+        return messages | self.sending.controls(session, shown)
 
     def open_view(self, session: Session, data: Any) -> Messages:
         """Look at a run of the history, from its last frame, or its live end."""
@@ -388,7 +400,12 @@ class Desk:
 
     def measuring(self, session: Session) -> Measurement | None:
         """The measurement under way that the page waits for."""
-        return self.measured.board.of(session.id)
+        return self.measured.board.of(session.id) or self.measured.board.of(_beside(session))
+
+    def leave(self, session: Session) -> None:
+        """The page, or its tab, is left: what is measured for it alone ends."""
+        self.measured.board.leave(session.id)
+        self.measured.board.leave(_beside(session))
 
     def average(self, session: Session) -> Messages:
         """Measure the plain average that a finished run is compared with, once; the charts that show it."""
@@ -400,3 +417,8 @@ class Desk:
         with self.board.background() as control:
             self.measured.average(shown.trace.recipe, control)
         return self.sending.charts(session, views.touched(session.tab, "average"), shown)
+
+
+def _beside(session: Session) -> str:
+    """Who waits for what is measured beside a control: another than who waits for a chart, so that neither ends it."""
+    return f"{session.id} beside"

@@ -80,25 +80,27 @@ class Forms:
         The recipe itself is opened first: what it reads stays cached, so that Run begins at once.
         """
         pool = open_pool(recipe.pool)
-        if self.board.busy:
-            return  # the page asks again when the run has ended
-        if any(task not in self._known(recipe) for task in recipe.tasks):
-            assemble(at_home(recipe))
-        for task in recipe.tasks:
-            if task in self._known(recipe):
-                continue
-            if self.board.busy:
-                return
-            with self._ranking:
-                if task not in self._known(recipe):
-                    asked = replace(recipe, tasks=(task,), checkpoints=pool.checkpoint_ids, seed=0, device="cpu")
-                    scores = entry("lenses", "lmo").run(assemble(at_home(asked)))
-                    self._known(recipe)[task] = tuple(scores.sort_values("rank")["checkpoint"])
-            yield {"form": self.relevance(recipe)}
+        try:
+            if any(task not in self._known(recipe) for task in recipe.tasks) and not self.board.busy:
+                assemble(at_home(recipe))
+            for task in recipe.tasks:
+                if task in self._known(recipe):
+                    continue
+                if self.board.busy:  # the page asks again
+                    yield {"form": self.relevance(recipe, missing="measured when no run is under way")}
+                    return
+                with self._ranking:
+                    if task not in self._known(recipe):
+                        asked = replace(recipe, tasks=(task,), checkpoints=pool.checkpoint_ids, seed=0, device="cpu")
+                        scores = entry("lenses", "lmo").run(assemble(at_home(asked)))
+                        self._known(recipe)[task] = tuple(scores.sort_values("rank")["checkpoint"])
+                yield {"form": self.relevance(recipe)}
+        except FwvizError as error:
+            yield {"form": self.relevance(recipe, missing=f"not to be had: {error}", stuck=True)}
 
-    def relevance(self, recipe: Recipe, query: str | None = None) -> str:
+    def relevance(self, recipe: Recipe, query: str | None = None, missing: str = "", *, stuck: bool = False) -> str:
         """What is known of the checkpoints' ranks, with the link of a recipe that was edited."""
-        return relevance_value(self._known(recipe), self.forecast(recipe), query)
+        return relevance_value(self._known(recipe), self.forecast(recipe), query, missing, stuck=stuck)
 
     def forecast(self, recipe: Recipe) -> str:
         """Where the recipe would run, and about how long by the runs of this machine's store."""

@@ -22,7 +22,7 @@ from fwviz.ui.by_hand import ByHand
 from fwviz.ui.hardware import at_home
 from fwviz.ui.jobs import JobBoard
 from fwviz.ui.measuring import MeasureBoard, Measurement, Work
-from fwviz.ui.pictures import Call, Picture, Shown
+from fwviz.ui.pictures import Aside, Call, Picture, Shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,8 +72,18 @@ class Measurements:
             raise FwvizError(found.said)
         raise FwvizError(ask if found is None or found.ended else "The first numbers are on their way.")
 
-    def begin(self, picture: Picture, shown: Shown, owner: str) -> Measurement:
-        """Have what a picture draws measured in the background, with an assembly of its own."""
+    def said(self, aside: Aside, shown: Shown) -> str:
+        """What there is by now of a measurement beside a control; nothing until the control has been let go here."""
+        found = self.board.get(aside.call(shown).key(shown))
+        if found is None:
+            return ""
+        if found.table is not None:
+            return aside.words(found.table)
+        said = {"waiting": "waiting for a free place …", "running": "merging …", "failed": found.said}
+        return said.get(found.state, "")
+
+    def begin(self, picture: Picture | Aside, shown: Shown, owner: str) -> Measurement:
+        """Have what a picture draws, or an aside says, measured in the background, with an assembly of its own."""
         call = picture.call(shown)
         grow = picture.grow or entry("lenses", call.lens).run
         return self.board.ask(call.key(shown), owner, _work(call, grow, shown, self._store))
@@ -147,7 +157,8 @@ def _weights(call: Call, trace: Trace, index: int, assembly: Assembly) -> dict[s
         return {}
     from fwviz.runs.export import merged_weights
 
-    return {"theta": merged_weights(trace, index, assembly)}
+    named = "backbone" in inspect.signature(entry("lenses", call.lens).run).parameters and trace.has_parts
+    return {"theta": merged_weights(trace, index, assembly)} | ({"backbone": True} if named else {})
 
 
 def _records(call: Call, shown: Shown) -> dict[str, Any]:

@@ -144,14 +144,25 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Aside:
+    """What is measured when a control is let go, and said in words beside it while the table grows."""
+
+    control: str
+    call: Callable[[Shown], Call]
+    grow: Callable[..., Iterator[pd.DataFrame]]
+    words: Callable[[pd.DataFrame], str]
+
+
+@dataclass(frozen=True)
 class Tab:
-    """One tab: its words, its pictures, and the controls above them."""
+    """One tab: its words, its pictures, the controls above them, and what stands beside some of these."""
 
     id: TabId
     title: str
     lead: str
     pictures: tuple[Picture, ...]
     controls: Callable[[Shown], tuple[Control, ...]] = lambda shown: ()
+    asides: tuple[Aside, ...] = ()
 
 
 def _word(value: Any) -> str:

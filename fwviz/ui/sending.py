@@ -29,7 +29,7 @@ from fwviz.ui.tabs import TABS
 from fwviz.ui.wire import difference, says_nothing, version_of
 
 Messages = dict[str, str]
-REPEATED = ("runbar", "export")  # come whole each time
+REPEATED = ("runbar", "export", *(f"{tab}_controls" for tab in TABS))  # come whole each time
 
 
 class Sending:
@@ -64,7 +64,8 @@ class Sending:
         controls = TABS[tab].controls(shown)
         # Another tab may have been chosen since: its own answer follows, and until then defaults will do.
         values = {control.name: shown.values.get(control.name, control.default) for control in controls}
-        return {f"{tab}_controls": controls_value(tab, controls, values)}
+        said = {aside.control: self.measured.said(aside, shown) for aside in TABS[tab].asides}
+        return {f"{tab}_controls": controls_value(tab, controls, values, said)}
 
     def editor(self, session: Session, shown: Shown, *, judge: bool = True) -> Messages:
         """The table of the merge by hand, on the tab that has it; judged if there is something to judge."""

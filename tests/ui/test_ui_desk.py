@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from fwviz.charts import _style as style
+from fwviz.registry import entry
+from fwviz.runs.assemble import assemble
 from fwviz.runs.estimate import in_words
 from fwviz.runs.recipe import Recipe
 from fwviz.runs.runner import execute
@@ -234,6 +237,24 @@ def test_a_click_goes_to_a_step_or_pins_a_checkpoint(desk: Desk) -> None:
     assert (session.checkpoint, session.layer) == (None, None)
 
 
+def test_the_way_to_a_merge_with_parts_ends_at_its_backbone(desk: Desk, pool_id: str) -> None:
+    """What no straight way leads to is not claimed: experts and masks are left out, and that is said."""
+    for method, name in (("emr", "backbone of the merge, without its parts"), ("weight_average", "merged model")):
+        recipe = recipe_for(pool_id, method=method, settings={})
+        trace = execute(recipe, writer=desk.board.store.create(recipe))
+        session = Session(view=View("run", trace.id), tab="landscape", compare=(View("run", trace.id),))
+        shown = desk.looking.shown(session)
+        assert shown is not None
+        assert trace.has_parts == (method == "emr")
+        offered = {control.name: control for control in TABS["landscape"].controls(shown)}["end"].choices[0][1]
+        assert offered == ("the backbone of the merge" if trace.has_parts else "the merge shown")
+        desk.measure(session, "interpolation_curve")
+        while desk.measuring(session) is not None:
+            time.sleep(0.02)
+        table = views.table("interpolation_curve", shown, desk.measured)
+        assert set(table["end_title"]) == {name}
+
+
 def test_a_control_changes_its_charts_and_no_others(desk: Desk) -> None:
     session = Session()
     desk.open(session, Opening())
@@ -325,6 +346,76 @@ def test_the_oracle_ranks_each_task_once(desk: Desk, pool_id: str) -> None:
     assert set(updates[-1]["colour"]) == {"colour", "stripes", "shape", "corner", "shape_foreign"}
     assert updates[-1]["colour"][0] == "colour"
     assert list(desk.forms.rank(recipe)) == []
+
+
+def test_a_ranking_that_waits_or_fails_says_so(desk: Desk, pool_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page is never left with "still measuring": it is told what it waits for, and may ask again."""
+    recipe = recipe_for(pool_id)
+    steps = desk.forms.rank(recipe)
+    assert said(next(steps), "form")["missing"] == ""
+    with monkeypatch.context() as patch:
+        patch.setattr(JobBoard, "busy", property(lambda board: True))
+        waiting = [said(messages, "form") for messages in steps]
+    assert [(list(form["relevance"]), form["missing"], form["stuck"]) for form in waiting] == [
+        (["colour"], "measured when no run is under way", False)
+    ]
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise FwvizError("the base is gone.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fwviz.ui.forms.assemble", refuse)
+        (failed,) = (said(messages, "form") for messages in desk.forms.rank(recipe))
+    assert (failed["missing"], failed["stuck"]) == ("not to be had: the base is gone.", True)
+    (last,) = (said(messages, "form") for messages in desk.forms.rank(recipe))
+    assert (list(last["relevance"]), last["missing"], last["stuck"]) == (["colour", "stripes"], "", False)
+
+
+def test_letting_go_of_the_cutoff_tests_the_merge_there(desk: Desk) -> None:
+    """Beside the slider stands what FR-Merging reaches at that cutoff: measured once, and ended by the next."""
+    session = Session(id="page")
+    desk.open(session, Opening(tab="spectrum"))
+
+    def beside(messages: dict[str, str]) -> str:
+        fields = {field["name"]: field for field in said(messages, "spectrum_controls")["fields"]}
+        assert [name for name, field in fields.items() if "said" in field] == ["cutoff"]
+        return str(fields["cutoff"]["said"])
+
+    def wait() -> str:
+        deadline = time.monotonic() + 120
+        while desk.measuring(session) is not None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        shown = desk.looking.shown(session)
+        assert shown is not None
+        return beside(desk.sending.controls(session, shown))
+
+    sweep = desk.measure(session, "filter_response")
+    assert said(sweep, "filter_response")["job"]["state"] in {"waiting", "running"}
+    desk.settle(session, {"name": "cutoff", "value": 0.9})
+    left = desk.measured.board.of("page beside")
+    assert left is not None
+    messages = desk.settle(session, {"name": "cutoff", "value": 0.4})
+    assert set(messages) >= {"spectrum_profile", "spectrum_controls"}
+    assert left.control.stopped or left.state == "done"
+    assert desk.measured.board.of("page") is not None, "the sweep was ended by a slider"
+    shown = desk.looking.shown(session)
+    assert shown is not None
+    text = wait()
+    table = PICTURES["filter_response"].call(shown)
+    expected = entry("lenses", "filter_response").run(
+        assembly=assemble(shown.trace.recipe), **dict(table.options) | {"bands": "high", "cutoffs": (0.0, 0.4)}
+    )
+    joint = expected[expected["task"] == "joint"].set_index("cutoff")["accuracy"]
+    assert f"FR merge at 0.4: {style.percent(joint[0.4])} quick accuracy" in text
+    assert f"({style.points(joint[0.4] - joint[0.0])} against no filter)" in text
+    begun = desk.measured.board._known
+    count = len(begun)
+    assert beside(desk.settle(session, {"name": "cutoff", "value": 0.4})) == text
+    assert len(begun) == count, "what is known is measured again"
+    assert beside(desk.settle(session, {"name": "cutoff", "value": 0.5})) != text
+    desk.choose_tab(session, {"name": "weights"})
+    assert desk.measuring(session) is None
 
 
 @pytest.mark.parametrize(

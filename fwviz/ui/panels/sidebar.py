@@ -170,11 +170,21 @@ def recipe_value(recipe: Recipe, query: str, forecast: str) -> str:
     return wire.message(recipe=recipe.to_dict(), query=query, forecast=forecast)
 
 
-def relevance_value(relevance: Mapping[str, Sequence[str]], forecast: str, query: str | None = None) -> str:
-    """Only the chips, per task the checkpoints, most wanted first, and what is expected of a run."""
+def relevance_value(
+    relevance: Mapping[str, Sequence[str]],
+    forecast: str,
+    query: str | None = None,
+    missing: str = "",
+    *,
+    stuck: bool = False,
+) -> str:
+    """Only the chips, per task the checkpoints, most wanted first, and what is expected of a run.
+
+    ``missing`` says why some tasks have no ranking, if it is not on its way; ``stuck`` that asking again is no use.
+    """
     fields: dict[str, Any] = {} if query is None else {"query": query}
     rankings = {task: list(ranking) for task, ranking in relevance.items()}
-    return wire.message(relevance=rankings, forecast=forecast, **fields)
+    return wire.message(relevance=rankings, missing=missing, stuck=stuck, forecast=forecast, **fields)
 
 
 def _method(item: Entry) -> dict[str, Any]:

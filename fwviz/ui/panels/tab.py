@@ -38,11 +38,12 @@ def make_charts(
 
 
 def _make_controls(tab: Tab) -> gr.HTML:
-    """The strip of controls. Event: ``tune`` {name, value}."""
+    """The strip of controls. Events: ``tune`` {name, value}; ``settle``, the same, where something is measured then."""
     return gr.HTML(
         value="",
         html_template=f'<div class="fw-strip" role="group" aria-label="Controls of the tab {tab.title}" hidden></div>',
-        js_on_load="window.fwviz.mountControls(element, props, (data) => trigger('tune', data), watch)",
+        js_on_load="window.fwviz.mountControls(element, props, "
+        "(event, data) => (event === 'settle' ? trigger('settle', data) : trigger('tune', data)), watch)",
         apply_default_css=False,
         head=web.scripts(),
         elem_id=f"fw-controls-{tab.id}",

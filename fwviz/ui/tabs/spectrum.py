@@ -7,8 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from fwviz.charts import _style as style
 from fwviz.ui.controls import Control, choice, number
-from fwviz.ui.pictures import Call, Picture, Shown, Tab
+from fwviz.ui.pictures import Aside, Call, Picture, Shown, Tab
 
 
 def _controls(shown: Shown) -> tuple[Control, ...]:
@@ -24,7 +25,8 @@ def _controls(shown: Shown) -> tuple[Control, ...]:
             0.0,
             1.0,
             0.01,
-            "Radial frequency ρ below which a high-pass filter sets everything to zero. Papers use 0.1 to 0.4.",
+            "Radial frequency ρ below which a high-pass filter sets everything to zero. Papers use 0.1 to 0.4. Let go, "
+            "and FR-Merging merges with this filter and is tested.",
             live=True,
         ),
         choice(
@@ -83,6 +85,21 @@ def _generalisation(shown: Shown) -> Call:
     return Call("generalisation", "pool", {"cutoff": shown.number("cutoff")})
 
 
+def _response(*, cutoffs: tuple[float, ...], **sources: Any) -> Iterator[pd.DataFrame]:
+    """The table of ``filter_response`` for the one cutoff chosen."""
+    from fwviz.lenses.filter_response import response
+
+    yield from response(sources["assembly"], cutoffs[0])
+
+
+def _words(table: pd.DataFrame) -> str:
+    """What the merge at a cutoff reaches, beside the slider."""
+    row = table.iloc[0]
+    text = f"FR merge at {row['cutoff']:g}: {style.percent(row['accuracy'])} quick accuracy"
+    known = row["unfiltered"] == row["unfiltered"]
+    return text + (f" ({style.points(row['accuracy'] - row['unfiltered'])} against no filter)" if known else " …")
+
+
 def _over(shown: Shown) -> dict[str, object]:
     return {"group": shown.text("group"), "cutoff": shown.number("cutoff")}
 
@@ -94,6 +111,14 @@ SPECTRUM = Tab(
     "ones</b>. Where the checkpoints differ most they get in each other's way. A high-pass filter takes the coarse "
     "part out before merging: move the cutoff and see what is lost.",
     controls=_controls,
+    asides=(
+        Aside(
+            "cutoff",
+            lambda s: Call("filter_response", "pool", {"bands": "high", "cutoffs": (s.number("cutoff"),)}),
+            _response,
+            _words,
+        ),
+    ),
     pictures=(
         Picture(
             "spectrum_map",
