@@ -355,6 +355,11 @@ def _workers(process: int, threads: int) -> ThreadPoolExecutor:
     return pool
 
 
+def _cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _row_blocks(rows: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
     """(position of the first, rows) in blocks of at most ``_ROWS``."""
     for first in range(0, len(rows), _ROWS):
@@ -431,8 +436,9 @@ class StreamedTaskVectors(_TaskVectors):
     Memory beyond the base does not depend on the number of checkpoints. The base is held in any floating dtype: half
     precision halves its memory and is exact where the base was saved in it. Its device is where the arithmetic is done.
 
-    A sweep on a device or on one thread of the CPU reads the next blocks while it works on one (``ahead``); several
-    threads of the CPU read and work in turns anyway. Results are the same bit for bit.
+    A sweep on a device, or on one thread of a CPU with more cores, reads the next blocks while it works on one; several
+    threads read and work in turns anyway. ``ahead`` says so for one thread whatever cores there are. Results are the
+    same bit for bit.
     """
 
     def __init__(
@@ -442,7 +448,7 @@ class StreamedTaskVectors(_TaskVectors):
         base: Tensor,
         files: Sequence[CheckpointFile],
         *,
-        ahead: bool = True,
+        ahead: bool | None = None,
         meter: Meter | None = None,
     ) -> None:
         super().__init__(layout, names, base, meter or Meter())
@@ -488,9 +494,10 @@ class StreamedTaskVectors(_TaskVectors):
     def _drain_alone(self, work: _Work, blocks: Sequence[_Block], rows_of: _Rows, weights: bool) -> int:
         plan = [(block, list(_row_blocks(rows_of(block)))) for block in blocks]
         parts = [(*_span(block), rows) for block, loads in plan for _, rows in loads]
-        if not self.ahead or len(parts) <= _STAGES:
-            return super()._drain_alone(work, blocks, rows_of, weights)
         device = self.base.device
+        ahead = (device.type != "cpu" or _cores() > 1) if self.ahead is None else self.ahead
+        if not ahead or len(parts) <= _STAGES:
+            return super()._drain_alone(work, blocks, rows_of, weights)
         scratch, *stages = (_Scratch(self._columns, device) for _ in range(1 + _STAGES))
 
         def fetch(part: tuple[int, int, list[int]], stage: _Scratch) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -78,6 +79,19 @@ def test_sweeps_do_read_ahead_where_one_thread_works(small_blocks: None, tmp_pat
             vectors.scores(torch.ones(LAYOUT.size), LAYOUT.groups("model"))
     assert readers[True] == {"fwviz-ahead"}
     assert "fwviz-ahead" not in readers[False]
+
+
+@pytest.mark.parametrize(("cores", "reads_ahead"), [(1, False), (2, True)])
+def test_a_machine_of_one_core_does_not(small_blocks: None, tmp_path: Path, cores: int, reads_ahead: bool) -> None:
+    """The thread would only take turns with the arithmetic."""
+    vectors = StreamedTaskVectors(LAYOUT, "ab", random_base(LAYOUT), list(write_pool(tmp_path, LAYOUT, 2)))
+    with (
+        mock.patch("fwviz.space.vectors._cores", return_value=cores),
+        mock.patch("fwviz.space.vectors.ReadAhead", side_effect=ZeroDivisionError) as reader,
+        contextlib.suppress(ZeroDivisionError),
+    ):
+        vectors.subset([1]).scores(torch.ones(LAYOUT.size), LAYOUT.groups("model"))
+    assert reader.called == reads_ahead
 
 
 def test_the_next_is_loaded_while_one_is_used_and_no_more_than_there_is_room_for() -> None:
