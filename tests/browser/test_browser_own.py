@@ -156,7 +156,7 @@ def test_from_ones_own_base_and_adapters_to_a_merged_model(
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes((trained / "shape" / "model.safetensors").read_bytes()[:-5])
     page.set_input_files("#fw-own-checkpoints", [packed, trained / "stripes" / "model.safetensors", cut])
-    page.wait_for_selector(".fw-own-part:has(#fw-own-checkpoints) .fw-own-said p")
+    said(page, "checkpoints").get_by_text("cut cannot be merged").wait_for()
     sentences = said(page, "checkpoints").locator("p").all_inner_texts()
     assert sentences[:3] == [
         "colour: fits the base; a LORA adapter that changes 4 tensors of the base.",
@@ -174,7 +174,7 @@ def test_from_ones_own_base_and_adapters_to_a_merged_model(
     assert "30 pictures of 3 classes" in said(page).inner_text()
     assert page.locator(".fw-checkpoint.on").count() == 3
     assert page.locator(".fw-task.on").all_inner_texts() == ["my shapes"]
-    assert page.locator("#fw-pool option:checked").inner_text() == "my shapes + your base"
+    assert page.locator("#fw-pool option:checked").text_content() == "my shapes + your base"
     assert page.locator(".fw-own-steps").count() == 0
     page.wait_for_selector("#fw-runbar [data-status=done]")
     page.get_by_role("button", name="See which checkpoints it wants").click()
@@ -184,8 +184,9 @@ def test_from_ones_own_base_and_adapters_to_a_merged_model(
     base_run = page.evaluate("new URLSearchParams(location.search).get('job')")
     page.get_by_role("button", name="Merge for it").click()
     page.wait_for_function(f"new URLSearchParams(location.search).get('job') !== '{base_run}'")
-    page.wait_for_selector("#fw-runbar [data-status=done]")
     page.get_by_role("tab", name="Merge").click()
+    page.wait_for_function(r"/t = [1-9]/.test(document.querySelector('#fw-scrubber').innerText)")
+    page.locator(".fw-tile", has_text="test images").wait_for()
     with page.expect_download() as download:
         page.click("#fw-export a[data-what=weights]")
     with zipfile.ZipFile(io.BytesIO(Path(download.value.path()).read_bytes())) as made:
