@@ -25,7 +25,8 @@ class Grid:
     """What a map shows: rows and columns by id, the number that colours each cell, and what stands in it.
 
     ``colour`` (R, C) is drawn around 0, high is good; NaN is an empty cell. ``facts`` (R, C, F) are the numbers that
-    ``hover`` names as ``%{customdata[f]}``, after "<row> on <column>". ``framed`` (R, C) marks cells with an outline.
+    ``hover`` names as ``%{customdata[f]}``, the row being ``%{text}`` and the column ``%{x}``. ``framed`` (R, C) marks
+    cells with an outline.
     """
 
     kind: str
@@ -89,6 +90,7 @@ def draw(
         "ygap": 2,
         "hoverongaps": False,
         "customdata": style.f4(grid.facts),
+        "text": [[style.short(title, 60)] * len(x) for title in grid.rows.values()],
         "hovertemplate": f"{grid.hover}<extra></extra>",
         "meta": meta,
         "showscale": False,

@@ -46,7 +46,7 @@ def cka(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool = Fals
         np.where(np.isnan(base), 0.0 * values, values - base),
         np.array([[f"{v:.2f}" for v in row] for row in values]),
         np.stack([values, base], axis=-1),
-        "<b>%{y}</b> on <b>%{x}</b>:<br>CKA with the own checkpoint %{customdata[0]:.3f}"
+        "<b>%{text}</b> on <b>%{x}</b>:<br>CKA with the own checkpoint %{customdata[0]:.3f}"
         f"{'' if np.isnan(base).all() else ' (base %{customdata[1]:.3f})'}.",
     )
     ranked = sorted(zip(runs.values(), values[:, -1], strict=True), key=lambda pair: -pair[1])
@@ -58,7 +58,7 @@ def cka(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool = Fals
         name="cka",
         ends=("further away", "closer than the base"),
         unit="",
-        notes=[f"linear CKA with the task's own checkpoint{'' if narrow else ', from 0 to 1'}{samples}"],
+        notes=[f"linear CKA with the task's own checkpoint{'' if narrow else f', from 0 to 1{samples}'}"],
         reading=READING,
         summary="Mean CKA with the tasks' own checkpoints: "
         + ", ".join(f"{label} {style.number(float(mean), False)}" for label, mean in ranked[:8])

@@ -152,6 +152,7 @@ def _task_labels(
             y=place,
             yanchor="middle",
             yshift=0,
+            bgcolor=style.alpha(style.palette(theme).surface, 0.8),
         )
         for row, place in zip(ends.itertuples(), places, strict=True)
     ]

@@ -61,7 +61,7 @@ def generalisation(
         100 * colour,
         texts,
         np.stack([plain, filtered, base, 100 * change], axis=-1),
-        f"task vector of <b>%{{y}}</b>, tested on <b>%{{x}}</b>:<br>%{{customdata[0]:.1%}} as it is, "
+        f"task vector of <b>%{{text}}</b>, tested on <b>%{{x}}</b>:<br>%{{customdata[0]:.1%}} as it is, "
         f"%{{customdata[1]:.1%}} filtered (%{{customdata[3]:+.1f}} points){known}.",
         own,
     )

@@ -41,7 +41,7 @@ def left_out(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool =
         for column in ("accuracy", "base", "individual")
     )
     change = np.where(np.isnan(base), 0.0 * values, values - base)
-    hover = "<b>%{y}</b> on <b>%{x}</b>:<br>accuracy %{customdata[0]:.1%}"
+    hover = "<b>%{text}</b> on <b>%{x}</b>:<br>accuracy %{customdata[0]:.1%}"
     if not np.isnan(base).all():
         hover += " (%{customdata[3]:+.1f} points), base %{customdata[1]:.1%}"
     if not np.isnan(own).all():
