@@ -8,6 +8,7 @@ import shutil
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -71,7 +72,9 @@ def export_weights(
     trace = execute(source) if isinstance(source, Recipe) else source
     if trace.status == "failed" and isinstance(source, Recipe):
         raise FwvizError(trace.note)
-    assembly = assemble(trace.recipe)
+    # Adding up what is known needs no GPU: the run's device may be another machine's, or lent for the run only.
+    again = _parts_known(trace, index, kept) is None
+    assembly = assemble(trace.recipe if again else replace(trace.recipe, device="cpu", precision="float32"))
     chosen = format_of(assembly, format)
     theta, extension = merged_parts(trace, index, assembly, kept)
     partial = target.with_name(target.name + ".partial")
@@ -181,6 +184,15 @@ def merged_weights(trace: Trace, index: int, assembly: Assembly) -> Tensor:
     return merged_parts(trace, index, assembly)[0]
 
 
+def _parts_known(trace: Trace, index: int, kept: Kept | None) -> tuple[Tensor | None, Extension | None] | None:
+    """The parts of a frame's merge that are there without its method, no θ where coefficients give it; else None."""
+    frame, last = trace.frame(index), trace.frame(-1)
+    known = kept if (frame.t, frame.inner) == (last.t, last.inner) else None
+    if frame.coefficients is not None and (known is not None or not frame.stored_bytes):
+        return None, known.extension if known is not None else None
+    return (known.theta, known.extension) if known is not None and known.theta is not None else None
+
+
 def merged_parts(
     trace: Trace, index: int, assembly: Assembly, kept: Kept | None = None
 ) -> tuple[Tensor, Extension | None]:
@@ -191,13 +203,10 @@ def merged_parts(
     """
     frame = trace.frame(index)
     vectors = assembly.problem.vectors
-    last = trace.frame(-1)
-    known = kept if (frame.t, frame.inner) == (last.t, last.inner) else None
-    extension = known.extension if known is not None else None
-    if frame.coefficients is not None and (known is not None or not frame.stored_bytes):
-        return trace.theta(index, vectors), extension
-    if known is not None and known.theta is not None:
-        return known.theta, extension
+    known = _parts_known(trace, index, kept)
+    if known is not None:
+        theta, extension = known
+        return trace.theta(index, vectors) if theta is None else theta, extension
     method = entry("methods", trace.recipe.method)
     with closing(method.run(assembly.problem, trace.recipe.method_settings())) as steps:
         for step in steps:

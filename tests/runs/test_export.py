@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,19 @@ def recipe(pool: Path, method: str = "task_arithmetic", **settings: Any) -> Reci
             "settings": settings,
         }
     )
+
+
+def test_what_was_merged_on_a_gpu_is_exported_where_there_is_none(tiny_pool_path: Path, tmp_path: Path) -> None:
+    """A linear merge is added up from its coefficients; one that must be run again needs the run's device."""
+    here = execute(recipe(tiny_pool_path))
+    there = replace(here, recipe=replace(here.recipe, device="cuda:7", precision="bfloat16"))
+    weights = [export_weights(t, -1, tmp_path / name) / "model.safetensors" for t, name in ((here, "a"), (there, "b"))]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    again = execute(recipe(tiny_pool_path, "ties"))
+    again = replace(again, recipe=replace(again.recipe, device="cuda:7"))
+    with pytest.raises(FwvizError, match="no device 'cuda:7'"):
+        export_weights(again, -1, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize("format", ["clip_model", "vision_model"])
