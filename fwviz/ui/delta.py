@@ -32,7 +32,10 @@ def changes(old: Any, new: Any) -> Difference:
     if isinstance(old, dict) and isinstance(new, dict):
         return _grown(old, new) or _keys(old, new)
     if isinstance(old, list) and isinstance(new, list):
-        return _shorter(_items(old, new), new)
+        found = _items(old, new)
+        # Ends of an axis come together: plotly writes those of a zoom into the list that it was given.
+        ends = len(new) == 2 and all(isinstance(item, int | float) for item in new)
+        return [new] if found and ends else _shorter(found, new)
     if isinstance(old, str) and isinstance(new, str):
         return {} if old == new else _shorter(_text(old, new), new)
     if type(old) is type(new) and old == new:
