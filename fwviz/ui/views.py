@@ -159,7 +159,7 @@ def tiles(trace: Trace, index: int) -> list[tuple[str, str, str]]:
     accuracy = sum(score.accuracy for score in test.values()) / len(test) if test else judged
     percent = "{:.1f} %".format
     base, individual = mean("base", split), mean("individual", split)
-    made = [("Average accuracy", percent(100 * accuracy) if accuracy is not None else "–", f"{split} images")]
+    made = [("Average accuracy", percent(100 * accuracy) if accuracy is not None else "–", f"{split} samples")]
     if base is not None and individual is not None:
         made.append(
             ("Base → individual", f"{percent(100 * base)[:-2]} → {percent(100 * individual)}", f"{split}, same tasks")

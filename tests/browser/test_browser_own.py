@@ -68,7 +68,7 @@ def test_from_ones_own_pictures_to_a_merged_model(open_context: Any, tmp_path: P
     page.get_by_role("tab", name="Merge").click()
     # The base alone stands at t = 0; while a run is under way its numbers are of the validation data.
     page.wait_for_function(r"/t = [1-9]/.test(document.querySelector('#fw-scrubber').innerText)")
-    page.locator(".fw-tile", has_text="test images").wait_for()
+    page.locator(".fw-tile", has_text="test samples").wait_for()
     after = percent(tile.inner_text(), "")
     base = percent(page.locator(".fw-tile", has_text="individual").locator("dd").inner_text().replace(" →", " %"), "")
     print(f"accuracy on my shapes: before {base} %, after {after} %")
@@ -186,7 +186,7 @@ def test_from_ones_own_base_and_adapters_to_a_merged_model(
     page.wait_for_function(f"new URLSearchParams(location.search).get('job') !== '{base_run}'")
     page.get_by_role("tab", name="Merge").click()
     page.wait_for_function(r"/t = [1-9]/.test(document.querySelector('#fw-scrubber').innerText)")
-    page.locator(".fw-tile", has_text="test images").wait_for()
+    page.locator(".fw-tile", has_text="test samples").wait_for()
     with page.expect_download() as download:
         page.click("#fw-export a[data-what=weights]")
     with zipfile.ZipFile(io.BytesIO(Path(download.value.path()).read_bytes())) as made:
