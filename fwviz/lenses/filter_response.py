@@ -26,7 +26,8 @@ def filter_response(assembly: Assembly, *, bands: str = "high,low", cutoffs: Seq
     """Quick scores of FR-Merging for a row of cutoffs, with frequencies above, in between or below them kept.
 
     Args:
-        assembly: the opened recipe. If it is one of FR-Merging, its settings hold for all that is not varied here.
+        assembly: the opened recipe, of which the pool, checkpoints and tasks count. FR-Merging has its default settings,
+            whatever the method of the recipe, so that one pool has one response.
         bands: some of high (ρ ≥ cutoff stays), low (ρ < cutoff stays) and band (from the cutoff to the upper cutoff),
             with commas between them.
         cutoffs: in [0, 1]; 0 leaves the task vectors as they are in the high band.
@@ -85,8 +86,7 @@ def _judged(assembly: Assembly, band: str, cutoff: float, theta: torch.Tensor) -
     """Merge with one filter and judge; ``theta`` is the buffer to merge in."""
     method = entry("methods", METHOD)
     assert method.settings is not None
-    kept = dict(assembly.recipe.settings) if assembly.recipe.method == METHOD else {}
-    settings = parse_settings(method.settings, kept | {"mode": "paper", "band": band, "cutoff": cutoff})
+    settings = parse_settings(method.settings, {"mode": "paper", "band": band, "cutoff": cutoff})
     with closing(method.run(assembly.problem, settings)) as steps:
         for step in steps:
             if step.inner == 0 and step.delta is not None:
