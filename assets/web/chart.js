@@ -1,7 +1,7 @@
 /* The chart component: one node per chart, Plotly.react on it, at most one draw per animation frame.
  *
- * A payload is a JSON string {v, key, figure: {data, layout}, summary, …}, or while data arrive {v, base, d}: what has
- * changed since version `base`. If that one was dropped on the way, the whole figure is asked for; an
+ * A payload is a JSON string {v, key, figure: {data, layout}, summary, …}, or while data arrive {v, since, d}: what has
+ * changed since the version that lies so far back. If that one was dropped on the way, the whole figure is asked for; an
  * older version than the last one seen is ignored. `key` names what is shown: while it stays the same, zoom is kept.
  * Theme, size, the cursor at the shared step, previews and pins are followed here, without the server.
  */
@@ -82,9 +82,10 @@
     state.push = (payload) => {
       if (!payload || (state.payload && payload.v <= state.payload.v)) return;
       if (payload.d) {
-        if (state.payload?.v !== payload.base) {
-          if (asked < payload.base) trigger("pin", { chart: name, action: "whole" });
-          asked = payload.base;
+        const base = payload.v - payload.since;
+        if (state.payload?.v !== base) {
+          if (asked < base) trigger("pin", { chart: name, action: "whole" });
+          asked = base;
           return;
         }
         payload = { ...fwviz.patched(state.payload, payload.d), v: payload.v };

@@ -79,8 +79,10 @@
         if (at && root.querySelector(`#${CSS.escape(at)}`)) root.querySelector(`#${CSS.escape(at)}`).focus();
       }
       for (const field of next.fields) {
-        if (!made[field.name].node.contains(document.activeElement) || field.kind !== "number") made[field.name].fill(field.value);
         made[field.name].say?.(field.said);
+        // An answer to an earlier move must not undo a later one, neither on the control nor in the address.
+        if (made[field.name].node.contains(document.activeElement) && field.kind === "number") continue;
+        made[field.name].fill(field.value);
         link(field, field.value);
       }
     }

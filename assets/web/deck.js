@@ -200,7 +200,7 @@
       if (!next || next.v < value.v) return;
       if (next.ack !== undefined) return arrived();
       if (next.d) {
-        if ((next.base ?? next.v) !== value.v) return whole();
+        if (next.v - (next.since ?? 0) !== value.v) return whole();
         next = { ...fwviz.patched(value, next.d), v: next.v };
       }
       const other = next.view !== value.view;
@@ -268,7 +268,7 @@
       let next = fwviz.parse(props.value, null);
       if (!next || next.v < value.v) return;
       if (next.d) {
-        if ((next.base ?? next.v) !== value.v) return fwviz.wholeDeck?.();
+        if (next.v - (next.since ?? 0) !== value.v) return fwviz.wholeDeck?.();
         next = { ...fwviz.patched(value, next.d), v: next.v };
       }
       value = next;

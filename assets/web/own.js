@@ -217,7 +217,7 @@
       work(ground);
       send({ what: "base", drop: true });
     });
-    const other = el("details", { class: "fw-more fw-own-base" }, el("summary", {}, "Another base than this pool's"));
+    const other = el("details", { class: "fw-own-base" }, el("summary", {}, "Another base than this pool's"));
     function settle() {
       const steps = base ? [ground, checkpoints, task] : [task, checkpoints, ground];
       const titles = new Map([[task, "Your task"], [checkpoints, "Your checkpoints"], [ground, "Your base"]]);

@@ -43,6 +43,7 @@ def gap_curve(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool 
         known = np.isfinite(values)
         head = "calibration loss %{y:.3~g} nats" if column == "loss" else "gap %{y:.3~g} nats"
         tells = told if column == "gap" else ~told
+        words = [text * bool(tell) for text, tell, keep in zip(facts, tells, known, strict=True) if keep]
         traces.append(
             {
                 "type": "scatter",
@@ -54,8 +55,8 @@ def gap_curve(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool 
                 "line": {"color": colour, "width": 2.25},
                 "marker": {"size": 6, "color": colour, "line": {"width": 1.5, "color": colours.surface}},
                 **({"fill": "tozeroy", "fillcolor": style.alpha(colour, 0.13)} if fill else {}),
-                "hovertext": [text * bool(tell) for text, tell, keep in zip(facts, tells, known, strict=True) if keep],
-                "hovertemplate": f"<b>t = %{{x}}</b><br>{head}%{{hovertext}}<extra></extra>",
+                **({"hovertext": words} if any(words) else {}),
+                "hovertemplate": f"<b>t = %{{x}}</b><br>{head}{'%{hovertext}' * any(words)}<extra></extra>",
                 "meta": style.names("t"),
             }
         )

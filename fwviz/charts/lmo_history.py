@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -87,7 +89,8 @@ def lmo_history(
         matrix.ROW * len(names) + TOP + 40,
         summary=(
             f"{len(iterations)} iterations; chosen most often: "
-            f"{style.listed([f'{names[n]} ({c} times)' for n, c in tally.items()])}. Before iteration {last.t} "
+            f"{style.listed([f'{names[n]} ({c} times)' for n, c in tally[tally == tally.max()].items()])}. "
+            f"Before iteration {last.t} "
             f"the gradient wants {names[last.checkpoint]} most ({style.number(last.score)} nats)."
         ),
         reading=READING,
@@ -102,8 +105,7 @@ def lmo_history(
             theme,
             showgrid=False,
             range=[iterations[0] - pad, iterations[-1] + pad],
-            tickmode="array",
-            tickvals=_few(iterations, 8 if narrow else 20),
+            **_ticks(iterations, 8 if narrow else 20),
             tickangle=0,
         ),
         "yaxis": matrix.row_axis(labels, theme),
@@ -116,5 +118,10 @@ def lmo_history(
     return style.figure(traces, base | changes)
 
 
-def _few(iterations: np.ndarray, most: int) -> list[int]:
-    return [int(t) for t in iterations[:: -(-len(iterations) // most)]]
+def _ticks(iterations: np.ndarray, most: int) -> dict[str, Any]:
+    """Ticks at some of the iterations; where they are evenly spaced a rule, which stays as it is while more come."""
+    every = -(-len(iterations) // most)
+    steps = np.unique(np.diff(iterations))
+    if len(steps) == 1:
+        return {"tickmode": "linear", "tick0": int(iterations[0]), "dtick": every * int(steps[0])}
+    return {"tickmode": "array", "tickvals": [int(t) for t in iterations[::every]]}

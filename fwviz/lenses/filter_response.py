@@ -26,8 +26,8 @@ def filter_response(assembly: Assembly, *, bands: str = "high,low", cutoffs: Seq
     """Quick scores of FR-Merging for a row of cutoffs, with frequencies above, in between or below them kept.
 
     Args:
-        assembly: the opened recipe, of which the pool, checkpoints and tasks count. FR-Merging has its default settings,
-            whatever the method of the recipe, so that one pool has one response.
+        assembly: the opened recipe, of which the pool, checkpoints and tasks count. FR-Merging has its default
+            settings, whatever the method of the recipe, so that one pool has one response.
         bands: some of high (ρ ≥ cutoff stays), low (ρ < cutoff stays) and band (from the cutoff to the upper cutoff),
             with commas between them.
         cutoffs: in [0, 1]; 0 leaves the task vectors as they are in the high band.

@@ -74,6 +74,8 @@ class Measurements:
 
     def said(self, aside: Aside, shown: Shown) -> str:
         """What there is by now of a measurement beside a control; nothing until the control has been let go here."""
+        if aside.control not in shown.values:  # those of a tab that has just been left
+            return ""
         found = self.board.get(aside.call(shown).key(shown))
         if found is None:
             return ""

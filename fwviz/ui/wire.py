@@ -25,15 +25,14 @@ def message(**fields: Any) -> str:
 
 
 def difference(known: tuple[int, Any], said: Any) -> str:
-    """What has changed since a message: its version and what it said → {v, base, d}, see :mod:`fwviz.ui.delta`.
+    """What has changed since a message: its version and what it said → {v, since, d}, see :mod:`fwviz.ui.delta`.
 
-    Where nothing has, the version stays, so that the message may be left out.
+    ``since`` is how far back that version lies. Where nothing has changed, the version stays, so that the message may
+    be left out.
     """
     base, before = known
-    changed = changes(before, said)
-    return _packed(
-        {"v": version(), "base": base, "d": changed} if changed != {} else {"v": base, "n": version(), "d": {}}
-    )
+    changed, now = changes(before, said), version()
+    return _packed({"v": now, "since": now - base, "d": changed} if changed != {} else {"v": base, "n": now, "d": {}})
 
 
 def says_nothing(message: str) -> bool:
@@ -53,4 +52,5 @@ def sentence(error: BaseException) -> str:
 
 
 def _packed(fields: Any) -> str:
-    return json.dumps(fields, allow_nan=False, separators=(",", ":"))
+    # A minus sign as itself takes half the bytes of its escape.
+    return json.dumps(fields, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
