@@ -499,6 +499,8 @@ class StreamedTaskVectors(_TaskVectors):
         if not ahead or len(parts) <= _STAGES:
             return super()._drain_alone(work, blocks, rows_of, weights)
         scratch, *stages = (_Scratch(self._columns, device) for _ in range(1 + _STAGES))
+        for stage in stages:
+            stage.get("block", _ROWS).zero_()  # all its pages from the start: the same memory for few rows and for many
 
         def fetch(part: tuple[int, int, list[int]], stage: _Scratch) -> Tensor:
             start, stop, rows = part
