@@ -121,17 +121,7 @@ def draw(
         narrow=narrow,
     )
     changes = {
-        "xaxis": style.axis(
-            theme,
-            type="category",
-            tickmode="array",
-            tickvals=[column + matrix.OFF for column in range(len(x))],
-            ticktext=below,
-            tickangle=0 if level else -90,
-            showgrid=False,
-            range=[-0.5, len(x) - 0.5],
-            fixedrange=True,
-        ),
+        "xaxis": matrix.column_axis(below, theme, level=level),
         "yaxis": matrix.row_axis(labels, theme),
         "shapes": _frames(grid, theme),
         "annotations": [

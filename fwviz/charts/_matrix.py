@@ -117,6 +117,21 @@ def row_axis(labels: Sequence[str], theme: style.Theme) -> dict[str, Any]:
     )
 
 
+def column_axis(labels: Sequence[str], theme: style.Theme, *, level: bool = False) -> dict[str, Any]:
+    """Names below a map's columns, on end unless they are ``level``."""
+    return style.axis(
+        theme,
+        type="category",
+        tickmode="array",
+        tickvals=[column + OFF for column in range(len(labels))],
+        ticktext=list(labels),
+        tickangle=0 if level else -90,
+        showgrid=False,
+        range=[-0.5, len(labels) - 0.5],
+        fixedrange=True,
+    )
+
+
 def counts(counted: Sequence[str], theme: style.Theme, head: str, narrow: bool) -> list[dict[str, Any]]:
     """One short text per row at the right edge, under a heading."""
     colours = style.palette(theme)

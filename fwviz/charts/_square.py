@@ -79,17 +79,7 @@ def square(
         narrow=narrow,
     )
     changes = {
-        "xaxis": style.axis(
-            theme,
-            type="category",
-            tickmode="array",
-            tickvals=[column + matrix.OFF for column in range(len(names))],
-            ticktext=below,
-            tickangle=-90,
-            showgrid=False,
-            range=[-0.5, len(names) - 0.5],
-            fixedrange=True,
-        ),
+        "xaxis": matrix.column_axis(below, theme),
         "yaxis": matrix.row_axis(labels, theme),
         "annotations": [style.note(key, theme, yshift=5)],
     }
