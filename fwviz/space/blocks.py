@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -20,6 +21,7 @@ from fwviz.space.vectors import in_parallel
 from fwviz.types import TaskVectors
 
 _CELLS = 1 << 18  # elements of one piece over all rows
+_KEPT_BYTES = 31 << 20  # the largest block that moves glibc's thresholds has 32 MiB
 
 # Changes the block (n, C) of one whole tensor in place, given the tensor's index in the layout.
 TensorTransform = Callable[[Tensor, int], None]
@@ -46,6 +48,7 @@ class Blocks:
     """
 
     def __init__(self, vectors: TaskVectors, transform: TensorTransform | None = None) -> None:
+        _keep_freed_pages()
         self.vectors = vectors
         self.layout = vectors.layout
         self.n = vectors.n
@@ -118,3 +121,15 @@ class Blocks:
         largest = sorted(range(len(self.layout.names)), key=lambda j: offsets[j] - offsets[j + 1])
         in_parallel(one, largest, out.device)
         return out
+
+
+@lru_cache(maxsize=1)
+def _keep_freed_pages() -> None:
+    """Let the C library keep up to twice ``_KEPT_BYTES`` of freed memory instead of giving pages back after each piece.
+
+    A piece's temporaries have a few MB together. While the freed memory is more than glibc's threshold it returns them
+    to the system and faults them in again for the next piece, which took half the time of DELLA, or none of it, as
+    the sizes happened to fall. A block that was mapped and is freed raises that threshold to twice its size; this one
+    is never written to. Elsewhere nothing happens.
+    """
+    torch.empty(_KEPT_BYTES, dtype=torch.uint8)
