@@ -9,7 +9,8 @@ import importlib.util
 import os
 from pathlib import Path
 
-from fwviz.types import FwvizError, PoolCard
+from fwviz.cards import PoolCard
+from fwviz.types import FwvizError
 
 # What of a model's folder is ever loaded: weights, and what says how to read them. Nothing that can run.
 MODEL_FILES = (

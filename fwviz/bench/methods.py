@@ -16,13 +16,14 @@ from typing import Any
 import pandas as pd
 
 from fwviz.bench.scaling import markdown
+from fwviz.cards import PoolCard
 from fwviz.pools.open import open_pool
 from fwviz.registry import entries
 from fwviz.runs.growing import Cells, mean
 from fwviz.runs.recipe import Recipe
 from fwviz.runs.store import RunStore, default_root
 from fwviz.runs.trace import Trace
-from fwviz.types import FwvizError, PoolCard
+from fwviz.types import FwvizError
 
 REFERENCES = {"base": "base", "individual": "individual", "mtl": "traditional MTL"}
 # Not a method to choose: without coefficients of one's own it is the average.

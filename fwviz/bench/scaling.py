@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from fwviz.cards import PoolCard
 from fwviz.lenses.lmo import lmo
 from fwviz.pools.open import open_pool
 from fwviz.runs.assemble import assemble
@@ -23,7 +24,7 @@ from fwviz.runs.growing import Cells, Variant, grow, mean, own_checkpoint
 from fwviz.runs.recipe import Recipe
 from fwviz.runs.store import RunStore, default_root
 from fwviz.runs.trace import Frame, Trace
-from fwviz.types import FwvizError, PoolCard
+from fwviz.types import FwvizError
 
 SCALES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 

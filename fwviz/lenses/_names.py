@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from fwviz.types import PoolCard
+from fwviz.cards import PoolCard
 
 
 def task_titles(tasks: Sequence[str], card: PoolCard | None) -> dict[str, str]:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from fwviz.cards import PoolCard
 from fwviz.lenses import _names as names
 from fwviz.registry import describe_settings, entry, lens
 from fwviz.runs.trace import Trace
-from fwviz.types import PoolCard, Split
+from fwviz.types import Split
 
 REFERENCE_SPLIT: Split = "validation"  # frames are judged on a part of it
 

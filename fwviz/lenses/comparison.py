@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from fwviz.cards import PoolCard
 from fwviz.lenses import _names as names
 from fwviz.registry import entry, lens
 from fwviz.runs.trace import Trace
-from fwviz.types import PoolCard, Split
+from fwviz.types import Split
 
 
 @lens("Runs compared", question="Which method merges best, and at what cost?")

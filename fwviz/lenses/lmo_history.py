@@ -6,10 +6,10 @@ import math
 
 import pandas as pd
 
+from fwviz.cards import PoolCard
 from fwviz.lenses import _names as names
 from fwviz.registry import lens
 from fwviz.runs.trace import Trace
-from fwviz.types import PoolCard
 
 
 @lens("Relevance along the run", question="What did the oracle want, iteration by iteration?")

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from fwviz.cards import PoolCard
 from fwviz.lenses import _names as names
 from fwviz.registry import lens
 from fwviz.runs.trace import Trace
-from fwviz.types import PoolCard, Split
+from fwviz.types import Split
 
 
 @lens("Final accuracy", question="How good is the merged model, task by task?")

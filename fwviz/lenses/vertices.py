@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
+from fwviz.cards import PoolCard
 from fwviz.lenses import _names as names
 from fwviz.registry import lens
 from fwviz.runs.trace import Trace
-from fwviz.types import PoolCard
 
 
 @lens("Chosen vertices", question="Which checkpoints did the oracle choose, and in which layers?")

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from fwviz.cards import PoolCard
 from fwviz.lenses.weights_map import weights_map
 from fwviz.registry import lens
 from fwviz.runs.trace import Trace
-from fwviz.types import PoolCard
 
 
 @lens("Weights by type", question="Do some kinds of weights take more of the checkpoints than others?")

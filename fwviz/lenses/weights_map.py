@@ -8,12 +8,13 @@ from itertools import accumulate, pairwise
 
 import pandas as pd
 
+from fwviz.cards import PoolCard
 from fwviz.lenses import _names as names
 from fwviz.lenses._groups import typed
 from fwviz.registry import entry, lens
 from fwviz.runs.trace import Frame, Trace
 from fwviz.space.layout import layer_of, weight_type
-from fwviz.types import FwvizError, Granularity, PoolCard
+from fwviz.types import FwvizError, Granularity
 
 COLUMNS = [
     "run",

@@ -17,9 +17,10 @@ from fwviz.backbones import open_clip
 from fwviz.backbones.families import FAMILIES
 from fwviz.backbones.family import Family, Heads
 from fwviz.backbones.folders import base_folder
+from fwviz.cards import CheckpointCard, FileCard, PoolCard, TaskCard
 from fwviz.pools.adapters import WEIGHTS, is_adapter
 from fwviz.pools.places import find_pool, is_id
-from fwviz.types import METRICS, SPLITS, CheckpointCard, FileCard, FwvizError, PoolCard, TaskCard
+from fwviz.types import METRICS, SPLITS, FwvizError
 
 KINDS = ("own", "weak", "half_classes", "noisy_labels", "foreign_base", "brought")
 ROWS = ("base", "individual")

@@ -24,10 +24,11 @@ import numpy as np
 from fwviz.backbones.clip_config import read_vision_shape
 from fwviz.backbones.families import FAMILIES
 from fwviz.backbones.folders import base_folder, cached_snapshot
+from fwviz.cards import CheckpointCard, FileCard, PoolCard, TaskCard
 from fwviz.pools.card import weights_name
 from fwviz.pools.hub import HubCard, HubTask
 from fwviz.space.files import ModelFiles
-from fwviz.types import SPLITS, CheckpointCard, FileCard, FwvizError, PoolCard, Split, TaskCard
+from fwviz.types import SPLITS, FwvizError, Split
 
 _FORMAT = 1  # of prepared splits; they are made anew when it changes
 _SEED = 0

@@ -18,6 +18,7 @@ from fwviz.backbones.family import Architecture, Backbone, Classifier, HeadMaker
 from fwviz.backbones.folders import base_folder
 from fwviz.backbones.open_clip import is_open_clip
 from fwviz.backbones.sequence_classifier import read_class_names
+from fwviz.cards import PoolCard, TaskCard
 from fwviz.pools.adapters import AdapterFile, is_adapter
 from fwviz.pools.card import check_sha256, load_card, weights_name
 from fwviz.pools.places import find_pool, pool_folders
@@ -26,7 +27,7 @@ from fwviz.space.files import CheckpointFile, ModelFiles, first_nonfinite
 from fwviz.space.layout import build_layout, flatten, unflatten
 from fwviz.space.lowrank import LowRankTaskVectors, Part
 from fwviz.space.vectors import ResidentTaskVectors, StreamedTaskVectors
-from fwviz.types import FwvizError, ParamLayout, PoolCard, TaskCard, TaskVectors
+from fwviz.types import FwvizError, ParamLayout, TaskVectors
 
 Storage = Literal["resident", "streamed"]
 

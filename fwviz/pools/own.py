@@ -16,12 +16,13 @@ import yaml
 
 from fwviz.backbones.folders import base_folder
 from fwviz.backbones.open_clip import is_open_clip
+from fwviz.cards import CheckpointCard, PoolCard, TaskCard
 from fwviz.pools.adapters import is_adapter
 from fwviz.pools.card import load_card, weights_name
 from fwviz.pools.check import Finding, examine
 from fwviz.pools.places import is_id
 from fwviz.space.files import SafetensorsFile
-from fwviz.types import CheckpointCard, FwvizError, PoolCard, TaskCard
+from fwviz.types import FwvizError
 
 # What of a checkpoint's folder a pool keeps: weights and what says how to read them.
 _KEPT = (

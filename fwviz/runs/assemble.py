@@ -11,6 +11,7 @@ import torch
 
 from fwviz.backbones.family import Backbone
 from fwviz.backbones.precision import require_precision
+from fwviz.cards import PoolCard
 from fwviz.pools.open import Pool, open_pool
 from fwviz.registry import entry
 from fwviz.runs.cost import device_name, versions
@@ -20,7 +21,7 @@ from fwviz.tasks.data import load_split
 from fwviz.tasks.evaluators import Evaluator
 from fwviz.tasks.judges import judge_of
 from fwviz.tasks.objectives import CalibrationObjective, LabelledObjective
-from fwviz.types import FwvizError, ParamLayout, PoolCard, Problem, Split
+from fwviz.types import FwvizError, ParamLayout, Problem, Split
 
 REFERENCE_ROWS = ("base", "individual", "mtl")
 

@@ -11,12 +11,13 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fwviz.cards import PoolCard
 from fwviz.runs.assemble import REFERENCE_ROWS, pool_fingerprint
 from fwviz.runs.recipe import Recipe
 from fwviz.runs.runner import run
 from fwviz.runs.store import RunStore
 from fwviz.runs.trace import Frame, Trace
-from fwviz.types import FwvizError, PoolCard, Split
+from fwviz.types import FwvizError, Split
 
 OWN, RELEVANT, IRRELEVANT, NOISY = "own", "relevant", "irrelevant", "noisy"
 ORDERS: dict[str, tuple[str, ...]] = {

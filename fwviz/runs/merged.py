@@ -15,13 +15,14 @@ from fwviz.backbones.clip_config import read_json, read_vision_shape
 from fwviz.backbones.clip_vision import ClipArchitecture, read_normalisation
 from fwviz.backbones.families import FAMILIES
 from fwviz.backbones.family import Architecture, Backbone, Classifier, Family
+from fwviz.cards import PoolCard
 from fwviz.runs.extension import load_extension, save_extension
 from fwviz.space.files import SafetensorsFile
 from fwviz.space.layout import layer_of
 from fwviz.tasks.batches import Chunk
 from fwviz.tasks.extended import extended_features
 from fwviz.tasks.router import OracleRouter
-from fwviz.types import Extension, FwvizError, ParamLayout, PoolCard
+from fwviz.types import Extension, FwvizError, ParamLayout
 
 HEADS_FILE, HEADS_FOLDER = "heads.safetensors", "heads"
 FACTS_FILE = "fwviz.json"

@@ -16,6 +16,7 @@ from typing import Any
 
 from fwviz.backbones.families import FAMILIES
 from fwviz.backbones.folders import MODEL_FILES, base_folder
+from fwviz.cards import CheckpointCard, PoolCard, TaskCard
 from fwviz.pools.adapters import is_adapter
 from fwviz.pools.base import examine_base, place_of_base, read_base
 from fwviz.pools.check import Finding
@@ -24,7 +25,7 @@ from fwviz.pools.own import Brought, bring_checkpoint, extend_pool, found_pool, 
 from fwviz.tasks.evaluators import Evaluator
 from fwviz.tasks.own import check_prompts, class_names, read_examples, split_examples, write_splits
 from fwviz.tasks.pictures import read_framing
-from fwviz.types import SPLITS, CheckpointCard, FwvizError, PoolCard, Score, Split, TaskCard
+from fwviz.types import SPLITS, FwvizError, Score, Split
 
 PROMPTS = {"images": ("{}", "a picture of a {}"), "texts": ("{}", "this text is about {}")}
 MAX_CHECKPOINTS = 64

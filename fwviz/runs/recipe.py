@@ -19,8 +19,9 @@ from urllib.parse import parse_qsl, urlencode
 import yaml
 
 from fwviz.backbones.precision import PRECISIONS
+from fwviz.cards import PoolCard
 from fwviz.registry import describe_settings, entry, parse_settings
-from fwviz.types import GRANULARITIES, Coefficients, FwvizError, Granularity, PoolCard
+from fwviz.types import GRANULARITIES, Coefficients, FwvizError, Granularity
 
 MAX_BYTES = 64 * 1024
 MAX_IDS = 1000

@@ -16,8 +16,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from fwviz.space.parallel import in_parallel
 from fwviz.space.selection import order_statistics
-from fwviz.space.vectors import in_parallel
 from fwviz.types import TaskVectors
 
 _CELLS = 1 << 18  # elements of one piece over all rows

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fwviz.space.vectors import in_parallel
+from fwviz.space.parallel import in_parallel
 
 # (start, stop) → the keys (n, stop − start) of a range of columns, a new tensor.
 Keys = Callable[[int, int], Tensor]

@@ -7,20 +7,17 @@ depend on the number of threads.
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from threading import Barrier, Lock
-from typing import TypeVar
+from threading import Lock
 
 import torch
 from torch import Tensor
 
 from fwviz.space.ahead import ReadAhead
 from fwviz.space.files import CheckpointFile
+from fwviz.space.parallel import cores, workers
 from fwviz.types import FwvizError, Groups, ParamLayout
 
 # Rows × columns of a block, in elements, on the CPU. Blocks this large keep Python's share of the time at a few per
@@ -30,9 +27,6 @@ _ROWS, _COLUMNS = 8, 1 << 17
 _DEVICE_COLUMNS, _STAGED_COLUMNS = 1 << 22, 1 << 20
 # Blocks a streamed sweep holds where it reads ahead: one in use, one ready and one being read.
 _STAGES = 3
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 # One range of a block that lies in one group: start, stop, group, row of the partial sums.
 _Piece = tuple[int, int, int, int]
@@ -312,7 +306,7 @@ class _TaskVectors(ABC):
             self._meter.add(self._drain_alone(work, blocks, rows_of, weights))
         else:
             pending = iter(blocks)  # shared by the workers: each takes the next block
-            pool = _workers(os.getpid(), torch.get_num_threads())
+            pool = workers()
             done = [pool.submit(self._drain, work, pending, rows_of, weights) for _ in range(threads)]
             self._meter.add(sum([future.result() for future in done]))
 
@@ -328,36 +322,6 @@ class _TaskVectors(ABC):
     def _drain_alone(self, work: _Work, blocks: Sequence[_Block], rows_of: _Rows, weights: bool) -> int:
         """The same for all blocks, where no other thread works."""
         return self._drain(work, blocks, rows_of, weights)
-
-
-def in_parallel(work: Callable[[Item], Result], items: Sequence[Item], device: torch.device) -> list[Result]:
-    """[work(item) for item in items], on as many threads as torch may use; each runs torch on one thread."""
-    if device.type != "cpu" or min(torch.get_num_threads(), len(items)) <= 1:
-        return [work(item) for item in items]
-    return list(_workers(os.getpid(), torch.get_num_threads()).map(work, items))
-
-
-@lru_cache(maxsize=4)
-def _workers(process: int, threads: int) -> ThreadPoolExecutor:
-    """A pool whose threads run torch operations alone, without forking a team each; a fork starts its own."""
-    started = Barrier(threads + 1)
-
-    def begin() -> None:
-        torch.set_num_threads(1)
-        started.wait()
-
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="fwviz-space", initializer=begin)
-    for _ in range(threads):
-        pool.submit(lambda: None)
-    started.wait()
-    # set_num_threads counts for the calling thread and for threads to come: give the latter their number back.
-    torch.set_num_threads(threads)
-    return pool
-
-
-def _cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _row_blocks(rows: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
@@ -495,7 +459,7 @@ class StreamedTaskVectors(_TaskVectors):
         plan = [(block, list(_row_blocks(rows_of(block)))) for block in blocks]
         parts = [(*_span(block), rows) for block, loads in plan for _, rows in loads]
         device = self.base.device
-        ahead = (device.type != "cpu" or _cores() > 1) if self.ahead is None else self.ahead
+        ahead = (device.type != "cpu" or cores() > 1) if self.ahead is None else self.ahead
         if not ahead or len(parts) <= _STAGES:
             return super()._drain_alone(work, blocks, rows_of, weights)
         scratch, *stages = (_Scratch(self._columns, device) for _ in range(1 + _STAGES))

@@ -17,8 +17,9 @@ from torch import Tensor
 from fwviz.backbones.families import FAMILIES
 from fwviz.backbones.family import Heads, Tokeniser
 from fwviz.backbones.folders import base_folder
+from fwviz.cards import FileCard, PoolCard, TaskCard
 from fwviz.space.cache import ByteCache
-from fwviz.types import FileCard, FwvizError, PoolCard, Split, TaskCard
+from fwviz.types import FwvizError, Split
 
 _MAX_FILE = 256 << 20  # bytes of one parquet file
 _MAX_DECODED = 2 << 30  # bytes of one split

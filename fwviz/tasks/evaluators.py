@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fwviz.backbones.family import Backbone, Classifier, Model
 from fwviz.backbones.precision import in_float32
+from fwviz.cards import PoolCard
 from fwviz.tasks.batches import Chunk, passes
 from fwviz.tasks.data import TaskData, load_split, stratified_subset
 from fwviz.tasks.extended import extended_features
@@ -18,7 +19,7 @@ from fwviz.tasks.heads import Head
 from fwviz.tasks.judges import Batch, FeatureJudge, Judged, judge_of
 from fwviz.tasks.metrics import metric, read_numbers
 from fwviz.tasks.router import OracleRouter
-from fwviz.types import Extension, FwvizError, PoolCard, Score, Split
+from fwviz.types import Extension, FwvizError, Score, Split
 
 QUICK_SPLIT: Split = "validation"
 QUICK_COUNT = 64

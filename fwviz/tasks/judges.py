@@ -8,9 +8,10 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from fwviz.backbones.family import Backbone, Classifier, LanguageModel, Model
+from fwviz.cards import TaskCard
 from fwviz.tasks.heads import scaled_heads
 from fwviz.tasks.metrics import metric
-from fwviz.types import FwvizError, LossName, TaskCard
+from fwviz.types import FwvizError, LossName
 
 
 class Batch(NamedTuple):

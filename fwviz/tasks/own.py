@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
+from fwviz.cards import FileCard
 from fwviz.tasks.archive import read_archive
 from fwviz.tasks.pictures import Framing, to_png
 from fwviz.tasks.table import read_table
-from fwviz.types import SPLITS, FileCard, FwvizError, Split
+from fwviz.types import SPLITS, FwvizError, Split
 
 LEAST = 5  # different examples a class needs: two to learn from, one to choose by, two to report
 MAX_CLASSES = 100

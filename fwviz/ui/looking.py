@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from fwviz.cards import PoolCard
 from fwviz.pools.open import open_pool, pool_ids
 from fwviz.runs.trace import Trace
-from fwviz.types import FwvizError, PoolCard
+from fwviz.types import FwvizError
 from fwviz.ui import state, views
 from fwviz.ui.controls import values_of
 from fwviz.ui.jobs import Job

@@ -11,9 +11,9 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from fwviz.cards import PoolCard
 from fwviz.runs.recipe import Recipe
 from fwviz.runs.trace import Trace
-from fwviz.types import PoolCard
 from fwviz.ui.controls import Control, Value
 from fwviz.ui.state import TabId
 

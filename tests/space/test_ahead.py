@@ -86,7 +86,7 @@ def test_a_machine_of_one_core_does_not(small_blocks: None, tmp_path: Path, core
     """The thread would only take turns with the arithmetic."""
     vectors = StreamedTaskVectors(LAYOUT, "ab", random_base(LAYOUT), list(write_pool(tmp_path, LAYOUT, 2)))
     with (
-        mock.patch("fwviz.space.vectors._cores", return_value=cores),
+        mock.patch("fwviz.space.vectors.cores", return_value=cores),
         mock.patch("fwviz.space.vectors.ReadAhead", side_effect=ZeroDivisionError) as reader,
         contextlib.suppress(ZeroDivisionError),
     ):

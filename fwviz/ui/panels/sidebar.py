@@ -9,9 +9,9 @@ import gradio as gr
 
 from fwviz.backbones.families import FAMILIES
 from fwviz.backbones.precision import PRECISIONS
+from fwviz.cards import PoolCard
 from fwviz.registry import Entry, SettingSpec, describe_settings, entries
 from fwviz.runs.recipe import DTYPES, STORAGES, Recipe
-from fwviz.types import PoolCard
 from fwviz.ui import web, wire
 from fwviz.ui.jobs import Job
 
