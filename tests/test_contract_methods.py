@@ -25,7 +25,7 @@ from fwviz.runs.extension import load_extension, save_extension
 from fwviz.space.vectors import ResidentTaskVectors
 from fwviz.tasks.extended import load_mixture, pack, stored_bytes
 from fwviz.types import GRANULARITIES, LossName, Problem, Step
-from tests.toy import toy_problem
+from tests.toy import odd_problem, toy_problem
 
 NAMES = list(entries("methods"))
 # Enough of each method to exercise it; a value is used only where the method has such a setting.
@@ -246,6 +246,24 @@ def test_copies_of_one_checkpoint_merge_to_its_segment(method: Entry) -> None:
 def test_one_checkpoint_and_one_task_are_enough(method: Entry) -> None:
     last = copied(method.run(toy_problem(n=1, tasks=1), short(method)))[-1]
     assert last.coefficients is None or last.coefficients.shape[1] == 1
+
+
+@pytest.mark.parametrize("stays", [False, True], ids=["some moved", "none moved"])
+def test_tensors_and_checkpoints_of_every_kind_merge(method: Entry, stays: bool) -> None:
+    """Single numbers, rows, columns and frozen matrices; a copy of the base, two equal checkpoints, or all unmoved."""
+    problem = odd_problem()
+    vectors: Any = problem.vectors
+    if stays:
+        vectors.matrix.zero_()
+    last = copied(method.run(problem, short(method)))[-1]
+    theta = theta_of(problem, last)
+    assert theta.isfinite().all()
+    frozen = "vision_model.encoder.layers.1.mlp.frozen.weight"
+    moved = theta - problem.vectors.base
+    assert not vectors.layout.view(moved, frozen).any()
+    assert not (stays and moved.any())
+    for expert in experts_of(problem, last).values():
+        assert expert.isfinite().all()
 
 
 def test_few_checkpoints_are_ever_held_whole(method: Entry, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,21 @@ SHAPES = {
 }
 
 
+# Every shape a merge may meet: a single number, one row, one column, a convolution; and matrices nobody changed.
+ODD_SHAPES = {
+    "vision_model.embeddings.class_embedding": (5,),
+    "vision_model.embeddings.scale": (),
+    "vision_model.encoder.layers.0.mlp.fc1.weight": (6, 4),
+    "vision_model.encoder.layers.0.mlp.one": (1,),
+    "vision_model.encoder.layers.0.mlp.fc2.weight": (1, 1),
+    "vision_model.encoder.layers.0.mlp.fc3.weight": (1, 4),
+    "vision_model.encoder.layers.0.mlp.fc4.weight": (4, 1),
+    "vision_model.encoder.layers.1.mlp.conv.weight": (2, 3, 2, 2),
+    "vision_model.encoder.layers.1.mlp.frozen.weight": (3, 4),
+    "visual_projection.weight": (3, 5),
+}
+
+
 @dataclass
 class Quadratic:
     """ℓ_k(θ) = mean over samples of ½·Σ_p w_k,p·(θ_p − c_k,p − noise)²; the noise of all samples has mean zero.
@@ -38,6 +54,7 @@ class Quadratic:
     centres: Tensor
     weights: Tensor
     noise: Tensor
+    shapes: dict[str, tuple[int, ...]]
     calls: int = 0
 
     def __post_init__(self) -> None:
@@ -124,7 +141,7 @@ class Quadratic:
         self, theta: Tensor, task: str, *, count: int | None = None, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         grams = {}
-        for j, (name, shape) in enumerate(SHAPES.items()):
+        for j, (name, shape) in enumerate(self.shapes.items()):
             if len(shape) == 2:
                 draws = torch.Generator().manual_seed(1000 + 10 * self.tasks.index(task) + j)
                 inputs = torch.randn(2 * shape[1], shape[1], generator=draws) + theta[j]
@@ -137,19 +154,25 @@ def toy_layout() -> ParamLayout:
     return build_layout(SHAPES)
 
 
-def toy_vectors(n: int = 5, seed: int = 0) -> ResidentTaskVectors:
+def toy_vectors(n: int = 5, seed: int = 0, shapes: dict[str, tuple[int, ...]] = SHAPES) -> ResidentTaskVectors:
     """n random task vectors around a random base."""
-    layout, generator = toy_layout(), torch.Generator().manual_seed(seed)
+    layout, generator = build_layout(shapes), torch.Generator().manual_seed(seed)
     base = torch.randn(layout.size, generator=generator)
     matrix = 0.5 * torch.randn(n, layout.size, generator=generator)
     return ResidentTaskVectors(layout, tuple(f"c{i}" for i in range(n)), base, matrix)
 
 
 def toy_problem(
-    n: int = 5, tasks: int = 3, seed: int = 0, mixture: Tensor | None = None, noise: float = 0.0, reach: float = 0.8
+    n: int = 5,
+    tasks: int = 3,
+    seed: int = 0,
+    mixture: Tensor | None = None,
+    noise: float = 0.0,
+    reach: float = 0.8,
+    shapes: dict[str, tuple[int, ...]] = SHAPES,
 ) -> Problem:
     """Task k is solved best near checkpoint k; with ``mixture`` (n,) all tasks are solved exactly there instead."""
-    vectors = toy_vectors(n, seed)
+    vectors = toy_vectors(n, seed, shapes)
     generator = torch.Generator().manual_seed(seed + 1)
     size = vectors.layout.size
     if mixture is None:
@@ -158,5 +181,17 @@ def toy_problem(
         centres = (vectors.base + mixture @ vectors.matrix).expand(tasks, size).clone()
     weights = 0.5 + torch.rand(tasks, size, generator=generator)
     samples = noise * torch.randn(32, size, generator=generator)
-    objective = Quadratic(tuple(f"t{k}" for k in range(tasks)), centres, weights, samples - samples.mean(dim=0))
+    names = tuple(f"t{k}" for k in range(tasks))
+    objective = Quadratic(names, centres, weights, samples - samples.mean(dim=0), shapes)
     return Problem(vectors, objective, seed)
+
+
+def odd_problem() -> Problem:
+    """Tensors of every shape, one of which nobody changed; of five checkpoints one is the base and two are equal."""
+    problem = toy_problem(noise=0.5, shapes=ODD_SHAPES)
+    vectors: Any = problem.vectors
+    vectors.matrix[1] = 0.0
+    vectors.matrix[3] = vectors.matrix[2]
+    for tau in vectors.matrix:
+        vectors.layout.view(tau, "vision_model.encoder.layers.1.mlp.frozen.weight").zero_()
+    return problem

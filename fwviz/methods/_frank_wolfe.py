@@ -11,6 +11,7 @@ from torch import Tensor
 from fwviz.methods.adamerging import Settings as AdaMerging
 from fwviz.methods.adamerging import adapt
 from fwviz.space.simplex import parents, sum_groups
+from fwviz.space.transformed import stretched
 from fwviz.types import Groups, LossName, Objective, Problem, Step, TaskVectors
 
 INITS = ("base", "average", "task_arithmetic", "adamerging")
@@ -180,7 +181,8 @@ def _slopes(hull: Hull, gradient: Tensor, theta: Tensor, coefficients: Tensor | 
 
 def _cosines(hull: Hull, gradient: Tensor) -> Tensor:
     """Σ over the tensors p of each group of cos(gradient_p, s_v,p) (G, V), raw weights as in the released code."""
-    columns = [hull.vectors.cosines(gradient, hull.groups).double()]
+    vertices = hull.vectors if hull.stretch == 1.0 else stretched(hull.vectors, hull.stretch)
+    columns = [vertices.cosines(gradient, hull.groups).double()]
     tensors = hull.vectors.layout.groups("tensor")
     for name in hull.extras:
         rows = hull.initial if name == "initial" else torch.zeros_like(hull.initial)

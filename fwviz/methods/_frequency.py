@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fwviz.registry import setting
 from fwviz.space import spectrum
-from fwviz.space.vectors import in_parallel
+from fwviz.space.parallel import in_parallel
 from fwviz.types import ParamLayout, TaskVectors
 
 MODES = ("paper", "official")

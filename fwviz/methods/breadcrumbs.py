@@ -62,6 +62,7 @@ def breadcrumbs(problem: Problem, settings: Settings) -> Iterator[Step]:
     """
     layout = problem.vectors.layout
     blocks = Blocks(problem.vectors, high_passed(layout, settings.high_pass))
+    widths = [shape[-1] if shape else 1 for shape in layout.shapes]  # of the rows of each tensor
 
     def counts(size: int) -> tuple[int, int]:
         """Of ``size`` entries: how many are outliers, and how many are kept."""
@@ -74,7 +75,7 @@ def breadcrumbs(problem: Problem, settings: Settings) -> Iterator[Step]:
         return [size - outliers - kept, size - outliers - 1] if kept else [0, 0]
 
     def masked_rows(block: Tensor, piece: Piece) -> Tensor:
-        columns = layout.shapes[piece.group][-1]
+        columns = widths[piece.group]
         if not counts(columns)[1]:
             return block.zero_()
         for tau in block:  # a row of the block is rows of a tensor
@@ -90,7 +91,7 @@ def breadcrumbs(problem: Problem, settings: Settings) -> Iterator[Step]:
         return keep_between(block, limits[:, piece.group, 0:1], limits[:, piece.group, 1:2])
 
     if settings.mask_scope == "row":
-        masked, units = masked_rows, [shape[-1] for shape in layout.shapes]
+        masked, units = masked_rows, widths
     else:
         masked, units = masked_tensors, None
         limits = blocks.order_statistics(layout.offsets, ranks).to(problem.vectors.base.device)

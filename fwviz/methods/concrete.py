@@ -209,7 +209,7 @@ class Mask:
 
     def _set(self, j: int, relaxed: Tensor) -> None:
         a, b = self._ranges[j]
-        self._means[j] = float(relaxed.mean())
+        self._means[j] = max(float(relaxed.mean()), torch.finfo(torch.float32).tiny)  # nothing is kept: the mask is 0
         torch.div(relaxed, self._means[j], out=self.values[a:b])
 
 

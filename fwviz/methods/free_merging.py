@@ -155,18 +155,20 @@ def free_merging(problem: Problem, settings: Settings) -> Iterator[Step]:
 def largest(tau: Tensor, layout: ParamLayout, density: float, top: str) -> Tensor:
     """Coordinates of the largest magnitudes of τ (P,), ascending: ⌊density·size⌋ and at least 1, more where they tie.
 
+    Fewer where τ is zero, which no expert needs to keep.
+
     ``top`` = "vector" looks at all coordinates together, "row" at each row of each matrix and each vector on its own.
     """
     if top == "vector":
         rank = layout.size - max(1, int(density * layout.size))
         bound = order_statistics(lambda start, stop: tau[None, start:stop].abs(), 0, layout.size, [rank], 1)
-        return (tau.abs() >= float(bound)).nonzero().flatten()
+        return ((tau.abs() >= float(bound)) & tau.ne(0)).nonzero().flatten()
     found = []
     for (start, stop), shape in zip(pairwise(layout.offsets), layout.shapes, strict=True):
         rows = tau[start:stop].abs().view(shape[0] if len(shape) > 1 else 1, -1)
         count = max(1, int(density * rows.shape[1]))
         bound = rows.kthvalue(rows.shape[1] - count + 1, dim=1, keepdim=True).values
-        found.append((rows >= bound).flatten().nonzero().flatten() + start)
+        found.append(((rows >= bound) & rows.gt(0)).flatten().nonzero().flatten() + start)
     return torch.cat(found)
 
 

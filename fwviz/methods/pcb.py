@@ -72,7 +72,8 @@ def pcb(problem: Problem, settings: Settings) -> Iterator[Step]:
         for row in block[1:]:  # in this order, for the same bits
             total += row
         share = clamped(block).sub_(low).mul_(factor).square_()
-        return share.exp_().mul_(tanh(block * total))
+        # e⁻ⁿ of every balance: it falls out of the shares, and without it float32 overflows beyond 88 checkpoints.
+        return share.sub_(blocks.n).exp_().mul_(tanh(block * total))
 
     def best(size: int) -> list[int]:
         return [min(int(size * (1 - settings.density)), size - 1), size - 1]
@@ -91,9 +92,9 @@ def pcb(problem: Problem, settings: Settings) -> Iterator[Step]:
 
 
 def _reciprocal(low: Tensor, high: Tensor) -> Tensor:
-    """1 / (high − low), 0 where there is no range."""
+    """1 / (high − low), 0 where there is no range, or none that float32 could divide by."""
     width = high - low
-    return torch.where(width > 0, 1 / width, 0.0)
+    return torch.where(width > torch.finfo(torch.float32).tiny, 1 / width, 0.0)
 
 
 def _short_tanh(x: Tensor) -> Tensor:

@@ -74,6 +74,8 @@ def polar(matrix: Tensor) -> Tensor:
     if matrix.shape[0] < matrix.shape[1]:
         return polar(matrix.t()).t()
     matrix = matrix.float()
+    if not matrix.shape[1]:
+        return matrix
     squares, vectors = torch.linalg.eigh(_gram(matrix.t()))
     longest = squares[-1].clamp(min=0.0)
     short = int((squares < _LONG**2 * longest).sum()) if bool(longest > 0) else len(squares)

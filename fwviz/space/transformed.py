@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from fwviz.space.blocks import Blocks, Piece
+from fwviz.space.parallel import in_parallel
 from fwviz.space.sparsify import elect_sign, kept_above, trim_rows
-from fwviz.space.vectors import Meter, _Scratch, _TaskVectors, in_parallel
+from fwviz.space.vectors import Meter, _Scratch, _TaskVectors
 from fwviz.types import TaskVectors
 
 # Changes the block (len(rows), stop − start) of task vectors ``rows`` in place: block, rows, start, stop.
@@ -45,6 +46,15 @@ def masked(vectors: TaskVectors, mask: Tensor) -> TransformedTaskVectors:
 
     def change(block: Tensor, rows: Sequence[int], start: int, stop: int) -> None:
         block.mul_(mask[start:stop])
+
+    return TransformedTaskVectors(vectors, change)
+
+
+def stretched(vectors: TaskVectors, factor: float) -> TransformedTaskVectors:
+    """τ̂ᵢ = factor·τᵢ."""
+
+    def change(block: Tensor, rows: Sequence[int], start: int, stop: int) -> None:
+        block.mul_(factor)
 
     return TransformedTaskVectors(vectors, change)
 

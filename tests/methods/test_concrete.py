@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, RelaxedBernoulli
 
 from fwviz.methods.concrete import Mask, Settings, concrete
+from fwviz.space.layout import build_layout
 from fwviz.types import Problem, Step
 from tests.equality import largest_difference
 from tests.toy import toy_layout, toy_problem
@@ -50,6 +51,15 @@ def test_the_expected_mask_is_the_probability() -> None:
     for a, b in ranges():
         probability = Bernoulli(logits=mask.logits[a:b]).probs
         torch.testing.assert_close(mask.values[a:b], probability / probability.mean())
+
+
+def test_a_mask_that_keeps_nothing_of_a_tensor_is_zero_there() -> None:
+    """At a low temperature σ underflows; in a tensor of one number there may be nothing to divide by."""
+    mask = Mask(build_layout({"scale": (), "weight": (2, 3)}), 0.05, -20.0, DEVICE)
+    mask.draw(torch.Generator().manual_seed(0))
+    assert not mask.values.any()
+    mask.update(torch.ones_like(mask.values), 0.1)
+    assert mask.logits.isfinite().all()
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0])

@@ -41,6 +41,18 @@ def test_the_largest_changes_of_the_whole_vector_are_kept(density: float) -> Non
     assert np.array_equal(indices.numpy(), np.flatnonzero(kept(tau.numpy(), density)))
 
 
+@pytest.mark.parametrize("top", ["vector", "row"])
+def test_what_did_not_change_is_never_kept(top: str) -> None:
+    """A checkpoint with frozen layers has fewer changes than the density asks for: its zeros tie."""
+    layout = toy_layout()
+    tau = torch.zeros(layout.size)
+    assert largest(tau, layout, 0.1, top).numel() == 0
+    tau[3], tau[60] = 1.0, -2.0
+    assert largest(tau, layout, 0.1, top).tolist() == [3, 60]
+    expert = SparseExpert.make(torch.empty(0, dtype=torch.int64), torch.empty(0), layout.size)
+    assert SparseExpert.from_tensors(expert.tensors()).indices.numel() == 0
+
+
 def test_rows_keep_their_own_largest() -> None:
     layout = toy_layout()
     tau = torch.randn(layout.size, generator=torch.Generator().manual_seed(1))

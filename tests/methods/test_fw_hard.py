@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fwviz import solver
+from fwviz.methods._frank_wolfe import Hull, _cosines
 from fwviz.methods.fw_hard import Settings, fw_hard
 from fwviz.registry import parse_settings
 from fwviz.space import simplex
@@ -133,6 +134,25 @@ def test_open_loop_takes_the_textbook_steps() -> None:
     torch.testing.assert_close(steps[1].coefficients[0], first)  # type: ignore[index]
     torch.testing.assert_close(steps[2].coefficients[0], first / 3 + 2 * second / 3)  # type: ignore[index]
     assert [step.step_size for step in steps[1:]] == [1.0, pytest.approx(2 / 3)]
+
+
+@pytest.mark.parametrize("initial", [0.0, 0.2])
+def test_cosines_are_those_of_the_stretched_vertices(initial: float) -> None:
+    vectors = toy_problem().vectors
+    groups = vectors.layout.groups("layer")
+    start = torch.full((len(groups), vectors.n), initial, dtype=torch.float64)
+    hull = Hull.build(vectors, groups, start, 2.0, "base_initial")
+    gradient = torch.randn(vectors.layout.size, generator=torch.Generator().manual_seed(4))
+    found = _cosines(hull, gradient)
+    for v in range(len(hull.names)):
+        theta = vectors.combine(hull.vertex(torch.full((len(groups),), v)).float(), groups)
+        pairs = [
+            (vectors.layout.view(gradient, n).flatten(), vectors.layout.view(theta, n).flatten())
+            for n in vectors.layout.names
+        ]
+        each = torch.tensor([float(torch.cosine_similarity(a, b, dim=0)) for a, b in pairs], dtype=torch.float64)
+        expected = simplex.sum_groups(each, simplex.parents(vectors.layout.groups("tensor"), groups), len(groups))
+        torch.testing.assert_close(found[:, v], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_hull_scale_stretches_the_checkpoints() -> None:

@@ -21,12 +21,13 @@ def delta_of(problem: Problem, **settings: Any) -> Tensor:
     return step.delta
 
 
+@pytest.mark.parametrize("checkpoints", [5, 100])  # e⁸⁹ is more than float32 holds
 @pytest.mark.parametrize("cells", [1 << 18, 15])
 @pytest.mark.parametrize("density", [0.05, 0.3, 1.0])
-def test_is_the_definition(cells: int, density: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_is_the_definition(checkpoints: int, cells: int, density: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks_module, "_CELLS", cells)
     monkeypatch.setattr(pcb_module, "CLAMPED", 0.05)
-    problem: Any = toy_problem()
+    problem: Any = toy_problem(n=checkpoints)
     tau = problem.vectors.matrix.double()
     n, size = tau.shape
     ordered = tau.abs().sort(dim=1).values
