@@ -22,13 +22,16 @@ class MemoryWatch:
     """
 
     def __init__(self, device: str) -> None:
-        self._cuda = torch.device(device) if device.startswith("cuda") and torch.cuda.is_available() else None
+        where = torch.device(device)
+        present = where.type == "cuda" and (where.index or 0) < torch.cuda.device_count()
+        self._cuda = where if present else None
         self._start = self._peak = 0
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> MemoryWatch:
         if self._cuda is not None:
+            torch.cuda.init()  # before anything was done there its allocator knows no device
             torch.cuda.reset_peak_memory_stats(self._cuda)
         self._start = self._peak = self._now()
         if self._cuda is None and self._start:

@@ -46,7 +46,8 @@ class ReadAhead(Generic[Item, Buffers, Result]):
     ``with`` block ends the thread, whether all results were taken or not.
 
     On a CUDA device ``load`` runs with a stream for copies as the current one: what it writes to the device from pinned
-    memory without waiting is complete when the result is used on the stream of whoever asks.
+    memory without waiting is complete when the result is used on the stream of whoever asks. The stages' memory is
+    that stream's.
     """
 
     def __init__(
@@ -66,6 +67,9 @@ class ReadAhead(Generic[Item, Buffers, Result]):
         self._thread = threading.Thread(target=self._read, name="fwviz-ahead", daemon=True)
 
     def __enter__(self) -> Iterator[Result]:
+        if self._copies is not None:
+            # Whoever asks may still be writing to the stages, or to what had their memory before.
+            self._copies.wait_stream(torch.cuda.current_stream(self._device))
         self._thread.start()
         return self._results()
 
@@ -76,8 +80,8 @@ class ReadAhead(Generic[Item, Buffers, Result]):
         self._free.put(None)
         self._thread.join()
         if self._copies is not None:
-            # The stages' memory goes back to the copies' stream: what is copied next there waits for its last use.
-            self._copies.wait_stream(torch.cuda.current_stream(self._device))
+            # The stages' memory goes back to whoever asks: what is done next there waits for copies nobody took.
+            torch.cuda.current_stream(self._device).wait_stream(self._copies)
 
     def _results(self) -> Iterator[Result]:
         while (found := self._ready.get()) is not None:

@@ -20,6 +20,7 @@ import torch
 from fwviz import registry
 from fwviz.registry import merge_method, setting
 from fwviz.runs.assemble import assemble
+from fwviz.runs.cost import MemoryWatch
 from fwviz.runs.recipe import Recipe
 from fwviz.runs.runner import Control, execute, run
 from fwviz.runs.store import CUT_OFF, RunStore
@@ -296,6 +297,29 @@ def test_what_cannot_be_opened_fails_with_a_sentence(
     assert words in closing.note
     assert "\n" not in closing.note
     assert RunStore(tmp_path).load(writer.id).note == closing.note
+
+
+def test_a_gpu_nobody_has_fails_with_a_sentence_beside_one_that_is_there(
+    tiny_pool_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its memory is not asked for, as that would be an error of torch's."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    (closing,) = list(run(dataclasses.replace(recipe(tiny_pool_path), device="cuda:3")))
+    assert (closing.status, closing.note) == ("failed", "this machine has no device 'cuda:3': set device to cpu.")
+
+
+def test_memory_of_a_gpu_nobody_used_yet_can_be_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch resets the peak of a device only once it knows it."""
+    done: list[str] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "init", lambda: done.append("init"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: done.append(f"reset {device}"))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1000 * len(done))
+    with MemoryWatch("cuda:0") as memory:
+        assert done == ["init", "reset cuda:0"]
+        done.append("work")
+        assert memory.peak_bytes == 1000
 
 
 def test_lack_of_memory_is_said_plainly(

@@ -179,6 +179,70 @@ def test_running_out_of_memory_in_the_thread_is_still_that() -> None:
         next(results)
 
 
+class Stream:
+    """A stream of a GPU that does nothing but keep account: ``seen`` has the operations of each it comes after."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.seen = {name: 0}
+
+    def wait_event(self, event: Event) -> None:
+        self.seen |= {name: max(count, self.seen.get(name, 0)) for name, count in event.seen.items()}
+
+    def wait_stream(self, other: Stream) -> None:
+        event = Event(self)
+        event.record(other)
+        self.wait_event(event)
+
+    def use(self, memory: dict[str, int]) -> list[str]:
+        """Write to memory, which has what was last done to it by each stream; who else may still be at it."""
+        late = [f"{self.name} does not wait for {name}" for name, at in memory.items() if self.seen.get(name, 0) < at]
+        self.seen[self.name] += 1
+        memory |= {self.name: self.seen[self.name]}
+        return late
+
+
+class Event:
+    def __init__(self, host: Stream) -> None:
+        self.seen: dict[str, int] = {}
+        self._host = host
+
+    def record(self, stream: Stream) -> None:
+        self.seen = dict(stream.seen)
+
+    def synchronize(self) -> None:
+        self._host.wait_event(self)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 4, 9])
+def test_on_a_gpu_copies_and_arithmetic_wait_for_each_other(taken: int) -> None:
+    """Whatever was done to a stage comes before what is done next: first use, reuse, and memory given to others."""
+    user, copies, host = Stream("arithmetic"), Stream("copies"), Stream("reading")
+    stages: list[dict[str, int]] = [{} for _ in range(_STAGES)]
+    late: list[str] = []
+
+    def load(item: int, stage: tuple[int, dict[str, int]]) -> int:
+        number, pinned = stage
+        late.extend(host.use(pinned))
+        copies.seen |= {host.name: host.seen[host.name]}  # a copy comes after what its thread did before
+        late.extend(copies.use(pinned) + copies.use(stages[number]))
+        return number
+
+    with (
+        mock.patch("torch.cuda.current_stream", return_value=user),
+        mock.patch("torch.cuda.stream", side_effect=contextlib.nullcontext),
+        mock.patch("fwviz.space.ahead._copy_stream", return_value=copies),
+        mock.patch("fwviz.space.ahead._event", side_effect=lambda: Event(host)),
+    ):
+        for _ in range(2):  # the second finds what the first left
+            late += [word for stage in stages for word in user.use(stage)]
+            with ReadAhead(load, range(9), [(k, {}) for k in range(_STAGES)], torch.device("cuda")) as results:
+                for _, number in zip(range(taken), results, strict=False):
+                    late.extend(user.use(stages[number]))
+        late += [word for stage in stages for word in user.use(stage)]
+    assert late == []
+
+
 KERNELS: dict[str, Callable[[StreamedTaskVectors], object]] = {
     "scores": lambda vectors: vectors.scores(torch.ones(LAYOUT.size), LAYOUT.groups("layer")),
     "combine": lambda vectors: vectors.combine(torch.ones(1, 5), LAYOUT.groups("model")),
