@@ -17,6 +17,7 @@ from starlette.routing import BaseRoute, Route
 from fwviz.runs.extension import Kept
 from fwviz.runs.trace import Trace
 from fwviz.types import FwvizError
+from fwviz.ui import wire
 from fwviz.ui.library import Library
 from fwviz.ui.state import parse_index, parse_view
 
@@ -43,7 +44,7 @@ def routes(prefix: str, library: Library) -> list[BaseRoute]:
                 return _weights(trace, index, library.kept(view))
             return PlainTextResponse("There is no such download.", status_code=404)
         except FwvizError as error:
-            return PlainTextResponse(str(error), status_code=404)
+            return PlainTextResponse(wire.sentence(error), status_code=404)
 
     return [Route(f"/{prefix}/export/{{view}}/{{what}}", serve)]
 

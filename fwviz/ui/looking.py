@@ -11,7 +11,7 @@ from fwviz.cards import PoolCard
 from fwviz.pools.open import open_pool, pool_ids
 from fwviz.runs.trace import Trace
 from fwviz.types import FwvizError
-from fwviz.ui import state, views
+from fwviz.ui import state, views, wire
 from fwviz.ui.controls import values_of
 from fwviz.ui.jobs import Job
 from fwviz.ui.library import Library
@@ -72,7 +72,7 @@ class Looking:
             line = PICTURES[question.chart].call(shown).cli_line(shown, question.chart)
             return f'{made[:-1]},"cli":{json.dumps(line)}}}'
         except FwvizError as error:
-            return json.dumps({"problem": str(error)})
+            return json.dumps({"problem": wire.placeless(str(error))})
 
     def _at(self, view: View, index: int | None, compare: Sequence[View], narrow: bool) -> Shown | None:
         try:

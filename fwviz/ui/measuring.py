@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fwviz.runs.runner import Control
 from fwviz.types import FwvizError
+from fwviz.ui import wire
 from fwviz.ui.jobs import JobBoard
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class MeasureBoard:
         except _Ended:
             state, said = "stopped", "stopped"
         except FwvizError as error:
-            state, said = "failed", str(error)
+            state, said = "failed", wire.placeless(str(error))
         except Exception:
             _log.exception("a measurement ended unexpectedly")
             state, said = "failed", "it ended unexpectedly: the log of the server has the details"

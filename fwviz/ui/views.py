@@ -53,7 +53,7 @@ def draw(name: str, shown: Shown, measured: Measurements, sent: Sent | None = No
             table(name, shown, measured), theme="light", narrow=shown.narrow, **picture.options(shown)
         )
     except FwvizError as error:
-        return _less(name, facts | {"note": str(error), "figure": None}, sent)
+        return _less(name, facts | {"note": wire.placeless(str(error)), "figure": None}, sent)
     plain = json.loads(figure.to_json(validate=False), parse_float=_rounded)
     # Words for screen readers and the like are of the page, not of the plot.
     meta = plain["layout"].pop("meta", {})

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
+import tempfile
 import time
 from typing import Any
 
+from fwviz.backbones.folders import hub_cache
 from fwviz.ui.delta import changes
 
+# The folders of an absolute path of two parts or more.
+_PLACE = re.compile(r"(?<![\w.:/\\~-])/(?:[^\s/'\"]+/)+(?=[^\s/])")
 # From the clock, so that a page that outlives a restart of the server does not take new messages for old ones.
 _versions = itertools.count(time.time_ns() // 1_000_000)
 
@@ -45,9 +50,19 @@ def version_of(message: str) -> int:
     return int(message[message.index(":") + 1 : message.index(",")])
 
 
+def placeless(text: str) -> str:
+    """A sentence for a page: files by their names, not by where they lie on this machine, which is nobody's business.
+
+    Places known to this process are taken out first, since the names of their folders may hold spaces.
+    """
+    for root in (str(hub_cache()), tempfile.gettempdir(), os.path.expanduser("~")):
+        text = text.replace(f"{root}/", "/here/")
+    return _PLACE.sub("", text)
+
+
 def sentence(error: BaseException) -> str:
     """What an error says, with a capital at its beginning unless it begins with the name of a file or an id."""
-    text = str(error)
+    text = placeless(str(error))
     return text[:1].upper() + text[1:] if re.match(r"[a-z]+[ ,:]", text) else text
 
 

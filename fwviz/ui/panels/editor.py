@@ -46,4 +46,4 @@ def editor_value(shown: Shown, hand: ByHand, edit: Edit | None) -> str:
 
 def editor_problem(problem: str) -> str:
     """Why there is nothing to edit."""
-    return wire.message(problem=problem)
+    return wire.message(problem=wire.placeless(problem))

@@ -50,7 +50,9 @@ def history_value(rows: Sequence[Row], *, opened: View | None, compared: Sequenc
                 "own": row.view.kind == "run",
                 "title": row.method_title,
                 "settings": _said(row.recipe),
-                "note": ("recording" if row.view.kind == "rec" else "") if row.status != "failed" else row.note,
+                "note": ("recording" if row.view.kind == "rec" else "")
+                if row.status != "failed"
+                else wire.placeless(row.note),
                 "when": day(row.created),
                 "tasks": len(row.recipe.tasks),
                 "checkpoints": len(row.recipe.checkpoints),

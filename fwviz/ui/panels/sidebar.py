@@ -81,7 +81,7 @@ def choice_line(recipe: Recipe) -> str:
 def runbar_value(job: Job | None, *, ahead: int = 0, error: str = "", note: str = "") -> str:
     """State of the run bar. ``error`` is shown whatever the state; ``ahead`` jobs come before a queued one."""
     if job is None:
-        return wire.message(status="idle", message=error or note, tone="error" if error else "info")
+        return wire.message(status="idle", message=wire.placeless(error or note), tone="error" if error else "info")
     said = {
         "queued": f"Waiting for a free place: {ahead} before you."
         if ahead
@@ -95,7 +95,7 @@ def runbar_value(job: Job | None, *, ahead: int = 0, error: str = "", note: str 
         "failed": job.note,
     }[job.state]
     tone = "error" if error or job.state == "failed" else "info"
-    return wire.message(status=job.state, message=error or said, tone=tone, job=job.id, remember=True)
+    return wire.message(status=job.state, message=wire.placeless(error or said), tone=tone, job=job.id, remember=True)
 
 
 def form_value(
@@ -128,7 +128,7 @@ def form_value(
             "title": c.title,
             "task": c.task,
             "kind": c.kind,
-            "note": c.note,
+            "note": wire.placeless(c.note),
             "accuracy": c.accuracy.get("test"),
         }
         for c in card.checkpoints
@@ -184,7 +184,7 @@ def relevance_value(
     """
     fields: dict[str, Any] = {} if query is None else {"query": query}
     rankings = {task: list(ranking) for task, ranking in relevance.items()}
-    return wire.message(relevance=rankings, missing=missing, stuck=stuck, forecast=forecast, **fields)
+    return wire.message(relevance=rankings, missing=wire.placeless(missing), stuck=stuck, forecast=forecast, **fields)
 
 
 def _method(item: Entry) -> dict[str, Any]:
