@@ -40,7 +40,8 @@ class TaskCard:
     """One evaluation task of a pool. ``accuracy`` maps row → split → accuracy; a row nobody measured is absent.
 
     Rows: "base", "individual" (the task's own checkpoint), "mtl" (one model trained on all tasks of the pool).
-    ``classes`` is empty where answers are numbers or free texts; ``prompts`` where no head is made of texts.
+    ``classes`` is empty where answers are numbers or free texts; ``prompts`` where no head is made of texts. ``head``
+    names the checkpoint whose classifier reads the task, where that is not a checkpoint of the task.
     """
 
     id: str
@@ -55,6 +56,7 @@ class TaskCard:
     licence: str
     tags: tuple[str, ...] = ()
     metric: MetricName = "accuracy"
+    head: str = ""
 
 
 @dataclass(frozen=True)

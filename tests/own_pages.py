@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fwviz.ui.desk import Desk
+from fwviz.ui.pictures import Shown
 from fwviz.ui.state import Session, parse_opening
 
 FAST = {"max_steps": 2, "inner_updates": 3, "batch_size": 4}
@@ -25,10 +26,20 @@ def give(desk: Desk, session: Session, file: Path, kind: str = "task") -> str:
     return receiving.finish().id
 
 
+def give_all(desk: Desk, session: Session, folder: Path, kind: str) -> list[str]:
+    return [give(desk, session, file, kind) for file in sorted(folder.iterdir())]
+
+
 def bring(desk: Desk, session: Session, **event: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The last form message and all that was told before."""
     told = [json.loads(messages["form"]) for messages in desk.bring(session, session.id, event)]
     return told[-1], told
+
+
+def own_base(desk: Desk, session: Session, pool_id: str, base: Path) -> dict[str, Any]:
+    made, _ = bring(desk, session, what="base", files=give_all(desk, session, base, "base"), pool=pool_id)
+    assert "problem" not in made["own"], made
+    return made
 
 
 def finish(desk: Desk, session: Session) -> None:
@@ -36,6 +47,16 @@ def finish(desk: Desk, session: Session) -> None:
     while (job := desk.looking.job(session)) is not None and not job.ended:
         assert time.monotonic() < deadline
         desk.board.wait(job, job.version, 1.0)
+
+
+def merge(desk: Desk, session: Session, made: dict[str, Any]) -> Shown:
+    """Run the recipe that came with a pool, a short way; what the page then looks at."""
+    desk.start(session, session.id, {"recipe": json.dumps(made["recipe"] | {"settings": FAST})}, paused=False)
+    finish(desk, session)
+    shown = desk.looking.shown(session)
+    assert shown is not None
+    assert shown.trace.status in ("converged", "max_steps"), shown.trace.note
+    return shown
 
 
 def wait_for(said: str, met: Any) -> None:

@@ -107,7 +107,9 @@ def test_sentence_encoder_lora(tiny_text_pool_path: Path, tmp_path: Path) -> Non
             torch.testing.assert_close(tiny_text_pool.embed(model, texts, words), expected, **CLOSE)
 
 
-@pytest.mark.parametrize(("kind", "form"), [("roberta", "full"), ("bert", "full"), ("roberta", "lora")])
+@pytest.mark.parametrize(
+    ("kind", "form"), [("roberta", "full"), ("bert", "full"), ("roberta", "lora"), ("bert", "lora")]
+)
 def test_sequence_classifier(kind: str, form: str, tmp_path: Path) -> None:
     """Out as AutoModelForSequenceClassification, each task with the classifier of its own checkpoint."""
     from transformers import AutoModelForSequenceClassification

@@ -147,6 +147,8 @@
         const input = el("input", { type: "text", id, value: name, maxlength: 100, autocomplete: "off" });
         return [folder, input, el("div", { class: "fw-own-name" }, el("label", { for: id }, folder), input)];
       });
+      // Only heads made of texts have prompts: other models answer with the words themselves.
+      const prompted = last.prompts.length > 0;
       const prompts = el("textarea", { id: "fw-own-prompts", rows: Math.min(4, last.prompts.length + 1), spellcheck: "false" });
       prompts.value = last.prompts.join("\n");
       const again = el("button", { type: "button", class: "fw-button" }, "Use these words");
@@ -156,21 +158,27 @@
         const lines = prompts.value.split("\n").map((line) => line.trim());
         send({ what: "task", file: last.file, names: Object.fromEntries(fields.map(([folder, input]) => [folder, input.value])), prompts: lines.filter(Boolean) });
       });
-      const words = el("details", { class: "fw-more" }, el("summary", {}, "Words for the classes"), el("p", { class: "fw-help" }, "The model compares each example with these words; better words, better answers."));
-      words.append(...fields.map(([, , row]) => row), el("label", { for: "fw-own-prompts", class: "fw-own-label" }, "Prompts, one a line, {} for the class"), prompts, again);
+      const help = prompted ? "The model compares each example with these words; better words, better answers." : "The model's answer is the likeliest of these words.";
+      const words = el("details", { class: "fw-more" }, el("summary", {}, prompted ? "Words for the classes" : "Words for the answers"), el("p", { class: "fw-help" }, help));
+      words.append(...fields.map(([, , row]) => row), ...(prompted ? [el("label", { for: "fw-own-prompts", class: "fw-own-label" }, "Prompts, one a line, {} for the class"), prompts] : []), again);
       const tab = el("button", { type: "button", class: "fw-button", onclick: seeRanking }, "See which checkpoints it wants");
       const run = el("button", { type: "button", class: "fw-button fw-strong", onclick: runNow }, "Merge for it");
-      task.after.replaceChildren(el("div", { class: "fw-own-next" }, tab, run), words);
+      task.after.replaceChildren(el("div", { class: "fw-own-next" }, tab, run), ...(fields.length ? [words] : []));
     }
 
-    function seeRanking() {
+    // A tab of the page, which on a narrow one may be in the menu behind "…".
+    function openTab(name) {
       fwviz.drawer(false);
-      [...document.querySelectorAll("#fw-tabs button[role=tab]")].find((button) => button.textContent.trim() === "Relevance")?.click();
+      const buttons = [...document.querySelectorAll("#fw-tabs button[role=tab], #fw-tabs .overflow-dropdown button")];
+      buttons.find((button) => button.textContent.trim().startsWith(name))?.click();
       window.scrollTo({ top: 0, behavior: "smooth" });
     }
 
+    const seeRanking = () => openTab("Relevance");
+
+    // The accuracy before and after stands on the tab of the merge.
     function runNow() {
-      fwviz.drawer(false);
+      openTab("Merge");
       document.querySelector("#fw-runbar [data-act=run]")?.click();
     }
 
@@ -243,23 +251,23 @@
     function fit(chosen) {
       pool = chosen;
       const inputs = base ? base.inputs : pool.inputs;
-      const able = base || pool.heads === "texts";
+      const heads = base?.answers.length ? "own" : base ? base.heads : pool.heads;
       const early = base && !base.checkpoints.length;
-      task.drop.hidden = !able || early;
-      task.help.textContent = !able
-        ? "The models of this pool have no heads made of class names, so a task of your own needs another pool."
-        : early
-          ? "After the checkpoints: a task is what they are judged on."
-          : inputs === "images"
-            ? "20 to 200 pictures, sorted into one folder per class, as a .zip file."
-            : "20 to 200 texts as a .csv file with the columns text and label.";
+      task.drop.hidden = Boolean(early);
+      task.help.textContent = early
+        ? "After the checkpoints: a task is what they are judged on."
+        : inputs === "images"
+          ? "20 to 200 pictures, sorted into one folder per class, as a .zip file."
+          : heads === "words"
+            ? "20 to 200 prompts as a .csv file with the columns text and label. The label is the right answer, one of a few for all."
+            : `20 to 200 texts as a .csv file with the columns text and label.${heads === "own" ? ` The labels are what one of the checkpoints' classifiers tells apart, by its names or as 0, 1, …${base ? ` (${base.answers.join("; ")})` : ""}.` : ""}`;
       task.label.textContent = inputs === "images" ? "Choose a .zip of class folders" : "Choose a .csv of texts";
       task.file.accept = inputs === "images" ? ".zip" : ".csv,.tsv";
       const whose = base ? "your base" : "this pool's base";
       checkpoints.help.textContent = base?.checkpoints.length ? `There ${base.checkpoints.length === 1 ? "is 1" : `are ${base.checkpoints.length}`}: ${base.checkpoints.join(", ")}. More may join.` : `Fine-tunes of ${whose} as .safetensors; LoRA or IA3 adapters as adapter_config.json with adapter_model.safetensors, or several as a .zip with a folder for each. Each is compared with the base before it joins.`;
       ground.help.textContent = base
         ? `${base.title}: ${base.about}`
-        : "A CLIP or a BERT-like encoder of texts: model.safetensors with config.json, tokenizer.json and, for pictures, preprocessor_config.json. Then bring checkpoints of it, and a task.";
+        : "A CLIP, a BERT-like encoder of texts, a T5, a GPT-2 or a LLaMA: model.safetensors with config.json, tokenizer.json and, for pictures, preprocessor_config.json. Then bring checkpoints of it, and a task.";
     }
 
     function take(own) {

@@ -35,6 +35,8 @@ _FACTS = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
     "hidden_act", "rms_norm_eps", "max_position_embeddings",
 )  # fmt: skip
+# What a whole causal model puts in front of the names of all but its output layer.
+PREFIXES = ("transformer.", "model.")
 # The output layer, and the embeddings it may be tied to.
 _OUTPUT = "lm_head.weight"
 _TABLES = ("shared.weight", "transformer.wte.weight", "wte.weight", "model.embed_tokens.weight")
@@ -289,7 +291,7 @@ def read_words_tokenise(folder: Path, base: Mapping[str, Any], kind: Kind) -> To
         raise FwvizError(
             f"{folder / 'config.json'} names no eos_token_id of its vocabulary: an answer needs an end mark."
         )
-    room = getattr(config, "max_position_embeddings", None) if kind == "causal" else None
+    room = longest_of(folder, kind)
     if room is not None and base["tokens"] + base["answer_tokens"] > room:
         raise FwvizError(
             f"the pool card's base.tokens and base.answer_tokens are {base['tokens']} and {base['answer_tokens']}, but "
@@ -298,6 +300,11 @@ def read_words_tokenise(folder: Path, base: Mapping[str, Any], kind: Kind) -> To
     return TokeniseWords(
         folder / "tokenizer.json", kind, config.vocab_size, base["tokens"], base["answer_tokens"], ends[0]
     )
+
+
+def longest_of(folder: Path, kind: Kind) -> int | None:
+    """The tokens of prompt and answer together that a model reads at most; None if it has no limit."""
+    return getattr(_config(folder), "max_position_embeddings", None) if kind == "causal" else None
 
 
 def read_words_facts(folder: Path) -> Mapping[str, object]:
@@ -326,7 +333,7 @@ def open_words_checkpoint(folder: Path, layout: ParamLayout) -> CheckpointFile:
         files.close()
     # Decided by a name both must have, of the first block.
     probe = next((name for name in layout.names if ".0." in name or name.startswith("h.0.")), layout.names[0])
-    for prefix in ("transformer.", "model."):
+    for prefix in PREFIXES:
         if probe not in names and prefix + probe in names:
             return CheckpointFile(folder, layout, rename={"": prefix, "lm_head.": "lm_head."})
         if probe not in names and probe.startswith(prefix) and probe.removeprefix(prefix) in names:

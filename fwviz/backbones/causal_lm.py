@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from fwviz.backbones._words import open_words_checkpoint, read_words, read_words_facts, read_words_tokenise
+from fwviz.backbones._words import PREFIXES, open_words_checkpoint, read_words, read_words_facts, read_words_tokenise
 from fwviz.backbones.family import Family
 
 FAMILY = Family(
@@ -17,4 +17,5 @@ FAMILY = Family(
     checkpoint=open_words_checkpoint,
     tokenise=partial(read_words_tokenise, kind="causal"),
     heads="words",
+    prefixes=PREFIXES,
 )

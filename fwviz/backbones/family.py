@@ -187,7 +187,9 @@ class Family:
     ``read(base folder, the card's base)`` opens a base; ``facts(checkpoint folder)`` says what its configuration fixes;
     ``checkpoint(folder, layout)`` opens a checkpoint in any format the family knows; ``tokenise(base folder, the card's
     base)`` gives what turns texts and the answers to each, empty but for a family that answers in words, into inputs;
-    ``own_head(checkpoint folder)`` reads the classifier a checkpoint brings along.
+    ``own_head(checkpoint folder, base folder)`` reads the classifier a checkpoint brings along. ``prefixes`` are what a
+    whole model puts in front of the names of the base's tensors, which may stand in a checkpoint's or the base's names
+    only.
     """
 
     inputs: Literal["images", "texts"]
@@ -196,4 +198,5 @@ class Family:
     checkpoint: Callable[[Path, ParamLayout], CheckpointFile] = CheckpointFile
     tokenise: Callable[[Path, Mapping[str, Any]], Tokeniser] | None = None
     heads: Heads = "texts"
-    own_head: Callable[[Path], Classifier] | None = None
+    own_head: Callable[[Path, Path | None], Classifier] | None = None
+    prefixes: tuple[str, ...] = ()

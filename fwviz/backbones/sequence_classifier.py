@@ -119,31 +119,39 @@ def open_checkpoint(folder: Path, layout: ParamLayout) -> CheckpointFile:
     return CheckpointFile(folder, layout, rename={base: own} if own != base else None)
 
 
-def read_head(folder: Path) -> Classifier:
+def read_head(folder: Path, base: Path | None = None) -> Classifier:
     """The classifier of a checkpoint's folder, or the one an adapter keeps beside it.
+
+    An adapter of a BERT keeps the last layer only: what stands before it is the pooler of its ``base``.
 
     Raises:
         FwvizError: it has none, or its parts do not fit together.
     """
     adapter = (folder / _ADAPTER).is_file()
-    files = ModelFiles(folder / _ADAPTER if adapter else folder)
+    sources = [ModelFiles(folder / _ADAPTER if adapter else folder)]
     try:
-        found = {name: _plain(name) for name in files.tensors}
+        if adapter and base is not None:
+            sources.append(ModelFiles(base))
+        found: dict[str, tuple[ModelFiles, str]] = {}
+        for files in reversed(sources):  # its own go over the base's
+            found |= {_plain(name): (files, name) for name in files.tensors}
+        own = {_plain(name) for name in sources[0].tensors}
         for dense, output in _HEADS:
             wanted = tuple(f"{part}.{kind}" for part in (dense, output) for kind in ("weight", "bias"))
-            places = [next((own for own, name in found.items() if name == want), None) for want in wanted]
-            if all(place is not None for place in places):
-                tensors = [files.read(place).float() for place in places if place is not None]
+            if all(name in found for name in wanted) and f"{output}.weight" in own:
+                tensors = [files.read(name).float() for files, name in (found[want] for want in wanted)]
                 break
         else:
             raise FwvizError(
-                f"{files.path} has no classifier of its own (classifier.dense and classifier.out_proj, or pooler.dense "
-                f"and classifier): give a checkpoint saved with its classification head."
+                f"{sources[0].path} has no classifier of its own (classifier.dense and classifier.out_proj, or "
+                f"pooler.dense and classifier): give a checkpoint saved with its classification head."
             )
     finally:
-        files.close()
+        for files in sources:
+            files.close()
     first, bias, last, shift = tensors
     width = last.shape[-1]
+    files = sources[0]
     if last.dim() != 2 or (*first.shape, *bias.shape, *shift.shape) != (width, width, width, last.shape[0]):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
         raise FwvizError(f"{files.path}: the parts of the classifier have shapes {shapes}, which do not fit together.")
@@ -177,4 +185,5 @@ FAMILY = Family(
     tokenise=read_tokenise,
     heads="own",
     own_head=read_head,
+    prefixes=PREFIXES[1:],
 )

@@ -7,10 +7,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fwviz.backbones._bert import bert_tensors, find_prefix, read_bert_shape
 from fwviz.backbones._texts import read_tokenizer
+from fwviz.backbones._words import TYPES, longest_of
 from fwviz.backbones.clip_config import read_json, read_text_shape, read_vision_shape
 from fwviz.backbones.clip_text import text_tensors
 from fwviz.backbones.clip_vision import vision_tensors
@@ -21,13 +22,20 @@ from fwviz.space.files import SafetensorsFile, TensorInfo
 from fwviz.types import FwvizError
 
 _ENCODERS = ("bert", "roberta", "xlm-roberta")
-_TOKENS, _SCALE = 128, 20.0  # of a sentence encoder, where nobody says
+_TOKENS, _ANSWER, _SCALE = 128, 32, 20.0  # of texts, of answers, of a sentence encoder, where nobody says
 _WEIGHTS = "model.safetensors"
+# model_type → family of the models that answer in words, and what they are called.
+_LANGUAGE = {kind: family for family, kinds in (("seq2seq", TYPES["seq2seq"]), ("causal_lm", TYPES["causal"]))
+             for kind in kinds}  # fmt: skip
+_CALLED = {"t5": "T5", "gpt2": "GPT-2", "llama": "LLaMA"}
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a base's configuration says: its family, what a card adds, the tensors it needs, and which are merged."""
+    """What a base's configuration says: its family, what a card adds, the tensors it needs, and which are merged.
+
+    ``same`` are second names of tensors that are expected.
+    """
 
     family: str
     said: str
@@ -36,6 +44,20 @@ class _Kind:
     include: tuple[str, ...]
     vocabulary: int
     longest: int
+    same: frozenset[str] = frozenset()
+
+
+class BaseModel(NamedTuple):
+    """A base as a pool has it: its family, ``base`` of a card, and prefixes of what is merged and what is not."""
+
+    family: str
+    base: dict[str, Any]
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+
+    def prefixes(self, *, classifiers: bool) -> tuple[str, ...]:
+        """What may stand in front of the names of a checkpoint; ``classifiers`` as in :func:`read_base`."""
+        return FAMILIES[_with_classifiers(self.family) if classifiers else self.family].prefixes
 
 
 def examine_base(folder: Path) -> tuple[Finding, ...]:
@@ -52,24 +74,30 @@ def examine_base(folder: Path) -> tuple[Finding, ...]:
     return sort_findings(found)
 
 
-def read_base(place: str) -> tuple[str, dict[str, Any], tuple[str, ...]]:
-    """Family, ``base`` of a card and prefixes of what is merged, of a base in a folder or of the Hub's cache.
+def read_base(place: str, *, classifiers: bool = False) -> BaseModel:
+    """What a pool has to know of a base in a folder or of the Hub's cache.
 
-    ``place`` is an absolute folder or the id of a repository. Raises FwvizError for a model of another kind.
+    ``place`` is an absolute folder or the id of a repository. With ``classifiers`` an encoder of texts is read as one
+    behind which the checkpoints have classifiers of their own. Raises FwvizError for a model of another kind.
     """
     folder = place_of_base(place)
-    kind = _kind(folder, _shapes(folder))
+    infos = _shapes(folder)
+    kind = _kind(folder, infos)
     base: dict[str, Any] = {"path": "base"} if Path(place).is_absolute() else {"hub": place}
-    file = SafetensorsFile(folder / _WEIGHTS)
-    count = sum(math.prod(info.shape) for info in file.tensors.values())
-    file.close()
+    count = sum(math.prod(info.shape) for info in infos.values())
     with (folder / _WEIGHTS).open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
-    return (
-        kind.family,
-        base | {"sha256": digest, "parameters": count, "licence": "not said", **kind.facts},
-        kind.include,
-    )
+    base |= {"sha256": digest, "parameters": count, "licence": "not said", **kind.facts}
+    family = _with_classifiers(kind.family) if classifiers else kind.family
+    if family == "sequence_classifier":
+        del base["scale"]  # of heads made of texts
+    exclude = tuple(name for name in _beside_it(infos, kind) if name.startswith(kind.include))
+    return BaseModel(family, base, kind.include, exclude)
+
+
+def _with_classifiers(family: str) -> str:
+    """The family of an encoder of texts behind which its checkpoints have classifiers."""
+    return "sequence_classifier" if family == "sentence_encoder" else family
 
 
 def place_of_base(place: str) -> Path:
@@ -99,9 +127,10 @@ def _look(folder: Path) -> Iterator[Finding]:
             "missing",
             f"{len(missing)} of {len(kind.expected)} tensors are missing: {listed(missing)}; save it whole.",
         )
-    beside = [name for name in extra if not name.endswith(("position_ids", "logit_scale"))]
+    beside = _beside_it(infos, kind)
     if beside and prefix is None:
-        yield Finding("fact", "extra", f"{listed(beside)}: no part of the encoder, so it stays out of the merge.")
+        part = "model" if kind.family in _LANGUAGE.values() else "encoder"
+        yield Finding("fact", "extra", f"{listed(beside)}: no part of the {part}, so it stays out of the merge.")
     there = [name for name in kind.expected if name in infos]
     wrong = [finding for name in there for finding in _tensor(name, infos[name], kind.expected[name])]
     around = [*_beside(folder, kind)]
@@ -112,6 +141,12 @@ def _look(folder: Path) -> Iterator[Finding]:
     if bad:
         yield Finding("error", "not finite", f"{listed(bad)} holds NaN or infinity: restore the base.")
     FAMILIES[kind.family].read(folder, kind.facts)
+
+
+def _beside_it(infos: Mapping[str, TensorInfo], kind: _Kind) -> list[str]:
+    """The weights of a file that the model does not need."""
+    extra = sorted(set(infos) - set(kind.expected) - kind.same)
+    return [name for name in extra if not name.endswith(("position_ids", "logit_scale"))]
 
 
 def _shapes(folder: Path) -> dict[str, TensorInfo]:
@@ -157,7 +192,31 @@ def _kind(folder: Path, infos: Mapping[str, TensorInfo]) -> _Kind:
             "sentence_encoder", said, {"tokens": tokens, "scale": _SCALE}, bert_tensors(shape, prefix),
             (f"{prefix}embeddings.", f"{prefix}encoder."), shape.vocabulary, tokens,
         )  # fmt: skip
-    raise FwvizError(f"{config} is of a {kind!r} model: give a CLIP or a BERT-like encoder as base.")
+    if kind in _LANGUAGE:
+        return _language(folder, str(kind), count)
+    raise FwvizError(
+        f"{config} is of a {kind!r} model: give a CLIP, a BERT-like encoder, a T5, a GPT-2 or a LLaMA as base."
+    )
+
+
+def _language(folder: Path, kind: str, count: float) -> _Kind:
+    """A model that answers in words. Its names and shapes are compared with what transformers builds at once."""
+    family = _LANGUAGE[kind]
+    try:
+        room = longest_of(folder, "seq2seq" if family == "seq2seq" else "causal") or _TOKENS + _ANSWER
+        answer = min(_ANSWER, room // 4)
+        facts = {"tokens": min(_TOKENS, room - answer), "answer_tokens": answer}
+        model = FAMILIES[family].read(folder, facts)
+    except FwvizError as error:
+        raise FwvizError(f"its config.json is of a {kind!r} model, but {error}") from None
+    said = (
+        f"a {_CALLED[kind]} of {count:.3g} million weights that answers in words: it reads {facts['tokens']} tokens of "
+        f"a prompt and writes {answer}."
+    )
+    return _Kind(
+        family, said, facts, model.tensors, tuple(sorted({f"{name.partition('.')[0]}." for name in model.tensors})),
+        int(str(model.facts["vocab_size"])), facts["tokens"], frozenset(model.aliases),
+    )  # fmt: skip
 
 
 def _tensor(name: str, info: TensorInfo, wanted: tuple[int, ...]) -> Iterator[Finding]:

@@ -82,6 +82,9 @@ def _load(root: Path, parents: int) -> PoolCard:
     for checkpoint in checkpoints:
         if checkpoint.task not in task_ids and not (checkpoint.kind == "brought" and not checkpoint.task):
             raise FwvizError(f"{file}: checkpoint {checkpoint.id!r} is of the unlisted task {checkpoint.task!r}.")
+    for task in tasks:
+        if task.head and task.head not in checkpoint_ids:
+            raise FwvizError(f"{file}: task {task.id!r} is read by the unlisted checkpoint {task.head!r}.")
     default = top.node("default")
     if parent is None:
         merge, base = top.node("merge"), _base(top.node("base"), root, FAMILIES[family])
@@ -237,6 +240,7 @@ def _task(node: Node, root: Path, heads: Heads) -> TaskCard:
         licence=node.text("licence", 500),
         tags=node.texts("tags", 64, 100, least=0) if "tags" in node.value else (),
         metric=metric,
+        head=node.text("head", 64, optional=True),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -56,20 +56,23 @@ def examine(
     include: Sequence[str] = ("",),
     exclude: Sequence[str] = (),
     *,
+    prefixes: Sequence[str] = (),
     values: bool = True,
 ) -> tuple[Finding, ...]:
     """Compare a checkpoint's folder or file with its base's: names, shapes, dtypes, ties, vocabulary, then values.
 
     ``include`` and ``exclude`` are prefixes of what is merged, as in a pool card; outside of it differences are only
-    warned of. ``values`` also reads the weights for NaN, infinity and equality, unless the headers are wrong already.
-    Never raises for what a checkpoint holds: damage is a finding. Raises FwvizError if the base cannot be read.
+    warned of. ``prefixes`` are those in front of names that may stand on one side only, as the family of the base has
+    them. ``values`` also reads the weights for NaN, infinity and equality, unless the headers are wrong already. Never
+    raises for what a checkpoint holds: damage is a finding. Raises FwvizError if the base cannot be read.
     """
     place, root = Path(folder), Path(base)
     known = _Tensors(root)
     try:
-        found = [*_compare(place, known, tuple(include), tuple(exclude))]
+        merged = {n for n in known.home if n.startswith(tuple(include)) and not n.startswith(tuple(exclude))}
+        found = [*_compare(place, known, merged, tuple(include), tuple(prefixes))]
         if values and not any(finding.severity == "error" for finding in found):
-            found += _look_inside(place, known, tuple(include), tuple(exclude))
+            found += _look_inside(place, known, merged, tuple(prefixes))
     except FwvizError as error:
         found = [Finding("error", "damaged", str(error))]
     finally:
@@ -116,10 +119,11 @@ def refuse_pickles(path: Path) -> None:
         )
 
 
-def _compare(path: Path, base: _Tensors, include: tuple[str, ...], exclude: tuple[str, ...]) -> Iterator[Finding]:
+def _compare(
+    path: Path, base: _Tensors, merged: set[str], include: tuple[str, ...], prefixes: tuple[str, ...]
+) -> Iterator[Finding]:
     """Everything the headers and configurations tell."""
     shapes = {name: info.shape for name, info in base.info.items()}
-    merged = {name for name in shapes if name.startswith(include) and not (exclude and name.startswith(exclude))}
     if path.is_dir() and is_adapter(path):
         adapter = AdapterFile(path, shapes)
         adapter.file.close()
@@ -132,10 +136,11 @@ def _compare(path: Path, base: _Tensors, include: tuple[str, ...], exclude: tupl
         yield Finding("fact", "open_clip", f"saved by open_clip: {shape.depth} blocks of width {shape.width}.")
     else:
         yield from _configurations(path, base)
-    places = {name: _place(path, name) for name in merged}
     found = own.info
+    places = {name: _place(path, name, found, prefixes) for name in merged}
     missing = sorted(name for name in merged if places[name].name not in found)
-    extra = sorted(set(found) - set(shapes)) if not is_open_clip(path) else []
+    known = {*shapes, *(place.name for place in places.values())}
+    extra = sorted(set(found) - known) if not is_open_clip(path) else []
     yield from _names(path, missing, extra, merged, include)
     for name in sorted(merged - set(missing)):
         yield from _shape(name, found[places[name].name], places[name], shapes[name])
@@ -167,8 +172,12 @@ def _adapter(adapter: AdapterFile, merged: set[str]) -> Iterator[Finding]:
         )
 
 
-def _place(path: Path, name: str) -> Place:
-    return place_of(name) if path.is_dir() and is_open_clip(path) else Place(name)
+def _place(path: Path, name: str, found: Collection[str], prefixes: Sequence[str]) -> Place:
+    """Where a checkpoint that has ``found`` keeps a tensor of the base."""
+    if path.is_dir() and is_open_clip(path):
+        return place_of(name)
+    others = (prefix + name if not name.startswith(prefix) else name.removeprefix(prefix) for prefix in prefixes)
+    return Place(next((other for other in (name, *others) if other in found), name))
 
 
 def _configurations(path: Path, base: _Tensors) -> Iterator[Finding]:
@@ -268,7 +277,7 @@ def _shape(name: str, info: TensorInfo, place: Place, shape: tuple[int, ...]) ->
         yield Finding("error", "dtype", f"{name!r} is {info.dtype}, quantised perhaps: save it as float16 or float32.")
 
 
-def _look_inside(path: Path, base: _Tensors, include: tuple[str, ...], exclude: tuple[str, ...]) -> Iterator[Finding]:
+def _look_inside(path: Path, base: _Tensors, merged: set[str], prefixes: tuple[str, ...]) -> Iterator[Finding]:
     """What only the values tell: NaN and infinity, and whether anything was learnt."""
     if path.is_dir() and is_adapter(path):
         adapter = AdapterFile(path, {name: info.shape for name, info in base.info.items()})
@@ -279,14 +288,14 @@ def _look_inside(path: Path, base: _Tensors, include: tuple[str, ...], exclude: 
         return
     own, bad, moved = _Tensors(path), [], False
     try:
-        merged = (n for n in base.home if n.startswith(include) and not (exclude and n.startswith(exclude)))
-        for name in merged:
-            place = _place(path, name)
+        for name in sorted(merged):
+            place = _place(path, name, own.home, prefixes)
             if place.name not in own.home or own.info[place.name].dtype not in MERGEABLE:
                 continue
             if not finite(own.home[place.name], place.name):
                 bad.append(place.name)
-            moved = moved or place != Place(name) or _differ(own.home[name], base.home[name], name)
+            whole = place == Place(place.name)  # not a part of another library's tensor
+            moved = moved or not whole or _differ(own.home[place.name], place.name, base.home[name], name)
     finally:
         own.close()
     if bad:
@@ -302,8 +311,8 @@ def finite(file: SafetensorsFile, name: str) -> bool:
     return all(bool(piece.isfinite().all()) for piece in _pieces(file, name))
 
 
-def _differ(own: SafetensorsFile, base: SafetensorsFile, name: str) -> bool:
-    pairs = zip(_pieces(own, name), _pieces(base, name), strict=True)
+def _differ(own: SafetensorsFile, own_name: str, base: SafetensorsFile, name: str) -> bool:
+    pairs = zip(_pieces(own, own_name), _pieces(base, name), strict=True)
     return any(not torch.equal(a.float(), b.float()) for a, b in pairs)
 
 

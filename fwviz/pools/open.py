@@ -286,11 +286,12 @@ class Pool:
         """The classifier of the task's own checkpoint, its rows in the order of the task's classes."""
         assert self._family.own_head is not None
         owners = sorted((c for c in self.card.checkpoints if c.task == task.id), key=lambda c: c.kind != "own")
+        owners = [self.card.checkpoint(task.head)] if task.head else owners
         if not owners:
             raise FwvizError(f"task {task.id!r} has no checkpoint in pool {self.card.id!r} that brings its classifier.")
         folder = self._folder(owners[0].id)
         self._check_hash(folder, owners[0].sha256)
-        head = self._family.own_head(folder)
+        head = self._family.own_head(folder, self.base_dir)
         width = next(iter(self.architecture.tensors.values()))[-1]
         if head.dense_weight.shape[1] != width or head.bias.shape[0] != max(len(task.classes), 1):
             raise FwvizError(

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from fwviz.backbones.families import FAMILIES
 from fwviz.backbones.folders import base_folder
 from fwviz.backbones.open_clip import is_open_clip
 from fwviz.cards import CheckpointCard, PoolCard, TaskCard
@@ -54,8 +55,8 @@ def bring_checkpoint(source: Path, name: str, base: PoolCard, root: Path, taken:
     Files are linked where the disk allows it, else copied. Tensors the base lacks, such as a head, are left out. A file
     alone is taken to have the base's configuration. ``taken`` are ids that are not free any more.
     """
-    folder = base_folder(base)
-    findings = examine(source, folder, base.include, base.exclude)
+    folder, family = base_folder(base), FAMILIES[base.family]
+    findings = examine(source, folder, base.include, base.exclude, prefixes=family.prefixes)
     if any(finding.severity == "error" for finding in findings):
         return Brought(name, findings, None)
     chosen = free_id(name, taken)
@@ -69,7 +70,8 @@ def bring_checkpoint(source: Path, name: str, base: PoolCard, root: Path, taken:
     if not is_adapter(target) and not is_open_clip(target):
         if not (target / "config.json").is_file():
             shutil.copyfile(folder / "config.json", target / "config.json")
-        _drop_strangers(target, folder)
+        if family.heads == "texts":  # others know what to leave aside, and classifiers are needed
+            _drop_strangers(target, folder)
     weights = target / weights_name(target)
     with weights.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
@@ -112,6 +114,7 @@ def found_pool(
     base: Mapping[str, Any],
     family: str,
     include: Sequence[str],
+    exclude: Sequence[str],
     root: Path,
     *,
     tasks: Sequence[TaskCard],
@@ -127,7 +130,7 @@ def found_pool(
         "summary": f"{len(checkpoints)} checkpoints of {called} that were brought, and their tasks.",
         "family": family,
         "base": dict(base),
-        "merge": {"include": list(include), "exclude": []},
+        "merge": {"include": list(include), "exclude": list(exclude)},
         "checkpoints": [_checkpoint(c) for c in checkpoints],
         "tasks": [_task(t) for t in tasks],
         "default": {"tasks": [t.id for t in tasks], "checkpoints": [c.id for c in checkpoints]},

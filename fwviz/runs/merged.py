@@ -138,7 +138,7 @@ def _heads(
     if family.own_head is None:
         heads |= _read(root / HEADS_FILE, None)
     else:
-        heads |= {task: family.own_head(root / HEADS_FOLDER / f"{task}.safetensors") for task in classes}
+        heads |= {task: family.own_head(root / HEADS_FOLDER / f"{task}.safetensors", None) for task in classes}
     for task, names in classes.items():
         head = heads.get(task)
         weight = head.weight if isinstance(head, Classifier) else head

@@ -20,6 +20,7 @@ from fwviz.cards import CheckpointCard, PoolCard, TaskCard
 from fwviz.pools.adapters import is_adapter
 from fwviz.pools.base import examine_base, place_of_base, read_base
 from fwviz.pools.check import Finding
+from fwviz.pools.classifiers import choose_readers, read_reader, readers_of
 from fwviz.pools.open import Pool, close_pools, pool_card
 from fwviz.pools.own import Brought, bring_checkpoint, extend_pool, found_pool, free_id, link_or_copy
 from fwviz.tasks.evaluators import Evaluator
@@ -62,7 +63,8 @@ class Base:
 class OwnPool:
     """A pool that was made: its folder, what was found in the examples, and how good each checkpoint is alone.
 
-    ``labels`` are the classes as the examples call them, in the order of the task's classes.
+    ``labels`` are the classes as the examples call them, in the order of the task's classes; none where other words for
+    them would change nothing.
     ``scores`` maps "base" and every checkpoint → split → score on the task; ``best`` is the checkpoint that is best on
     the examples that are not test; ``brought`` reports on the checkpoints a person gave, ``base`` on a base they gave.
     """
@@ -118,7 +120,7 @@ def own_pool(
     if len(checkpoints) > MAX_CHECKPOINTS:
         raise FwvizError(f"{len(checkpoints)} checkpoints were given, but {MAX_CHECKPOINTS} are the most: take fewer.")
     with _staged(root) as stage:
-        start = _start(parent, stage, examples is not None and bool(checkpoints))
+        start = _start(parent, stage, checkpoints if examples is not None else ())
         task, said = None, ""
         labels: tuple[str, ...] = ()
         if examples is not None:
@@ -131,6 +133,10 @@ def own_pool(
         if checkpoints and not added:
             raise FwvizError(brought[0].sentence())
         card = start.write(stage, () if task is None else (task,), added)
+        if task is not None and FAMILIES[card.family].heads == "own":
+            task, labels = _read_by_a_checkpoint(card, task, labels), ()
+            card = start.write(stage, (task,), added)
+            said += f" They are read by the classifier of {task.head}."
         scores: dict[str, dict[Split, Score]] = {}
         best = ""
         if task is None:
@@ -175,40 +181,40 @@ class _Start:
         if self.base is None:
             return extend_pool(self.parent, card, root, tasks=tasks, checkpoints=checkpoints, training=training)
         return found_pool(
-            card.base, card.family, card.include, root, tasks=tasks, checkpoints=checkpoints, training=training,
-            called=self.base.called,
+            card.base, card.family, card.include, card.exclude, root, tasks=tasks, checkpoints=checkpoints,
+            training=training, called=self.base.called,
         )  # fmt: skip
 
 
-def _start(parent: str | Base, stage: Path, whole: bool) -> _Start:
-    """Open what is added to. ``whole``: there are both a task and checkpoints, without which a base makes no pool."""
+def _start(parent: str | Base, stage: Path, checkpoints: Sequence[tuple[str, Path]]) -> _Start:
+    """Open what is added to. ``checkpoints`` come with a task; without both a base makes no pool."""
     if isinstance(parent, str):
         return _Start(parent, pool_card(parent))
-    if not whole:
+    if not checkpoints:
         raise FwvizError("a base alone makes no pool: give checkpoints of it, and examples of a task to judge them.")
     report = check_base(parent)
-    family, base, include = read_base(parent.place)
-    if "path" in base:
+    folder = place_of_base(parent.place)
+    own = read_base(parent.place, classifiers=any(read_reader(name, at, folder) for name, at in checkpoints))
+    if "path" in own.base:
         (stage / "base").mkdir(parents=True)
-        for file in sorted(Path(parent.place).iterdir()):
+        for file in sorted(folder.iterdir()):
             if any(fnmatch(file.name, pattern) for pattern in MODEL_FILES):
                 link_or_copy(file, stage / "base" / file.name)
-    card = PoolCard(stage, "base", parent.called, "", family, base, include, (), (), (), (), ())
+    card = PoolCard(stage, "base", parent.called, "", own.family, own.base, own.include, own.exclude, (), (), (), ())
     return _Start(parent.place, card, parent, report)
 
 
 def _add_task(path: Path, start: _Start, stage: Path, wish: Wish) -> tuple[TaskCard, str, tuple[str, ...]]:
-    """Read and split the examples and write them; the task's card lacks only its accuracies."""
+    """Read and split the examples and write them; the task's card lacks its accuracies and whose classifier reads it.
+
+    Returns the card, what is said of the examples, and their classes.
+    """
     card = start.card
-    if FAMILIES[card.family].heads != "texts":
-        raise FwvizError(
-            f"the model of {start.parent!r} makes no heads of class names: choose a pool of CLIPs or sentence encoders."
-        )
-    inputs = FAMILIES[card.family].inputs
+    heads, inputs = FAMILIES[card.family].heads, FAMILIES[card.family].inputs
     framing = read_framing(base_folder(card), card.base["image_size"]) if inputs == "images" else None
     examples = read_examples(path, framing)
-    names = class_names(examples, wish.names)
-    prompts = check_prompts(wish.prompts or PROMPTS[inputs])
+    names = class_names(examples, wish.names, plain=heads != "texts")
+    prompts = check_prompts(wish.prompts or PROMPTS[inputs]) if heads == "texts" else ()
     splits = split_examples(examples, wish.seed)
     title = " ".join((wish.title or path.stem.replace("_", " ").replace("-", " ")).split())[:80]
     if not title or not title.isprintable():
@@ -232,10 +238,32 @@ def _add_task(path: Path, start: _Start, stage: Path, wish: Wish) -> tuple[TaskC
     return task, examples.sentence(splits), examples.classes
 
 
+def _read_by_a_checkpoint(card: PoolCard, task: TaskCard, labels: Sequence[str]) -> TaskCard:
+    """The task with the checkpoint whose classifier reads it, and the classes as that calls them.
+
+    Of several classifiers that know the labels it is that of the checkpoint which is best alone with its own, on what
+    is not the test.
+    """
+    known = choose_readers(readers_of(card), labels)
+    tasks = {name: replace(task, classes=classes, head=name) for name, classes in known.items()}
+    if len(tasks) == 1:
+        return next(iter(tasks.values()))
+    merits = {name: _merit(_alone(replace(card, tasks=(tasks[name],)), task.id, name)) for name in tasks}
+    return tasks[max(merits, key=lambda name: merits[name])]
+
+
+def _alone(card: PoolCard, task: str, name: str) -> dict[Split, Score]:
+    """Scores of one checkpoint."""
+    pool = Pool(card)
+    evaluator = Evaluator(pool.model(), card, [task], pool.heads([task]))
+    theta = pool.base + pool.task_vectors([name]).vector(0)
+    return {split: evaluator.full(theta, split)[task] for split in SPLITS}
+
+
 def _judge(card: PoolCard, task: str, told: Callable[[int, int], None]) -> dict[str, dict[Split, Score]]:
     """Scores on every split of the base ("base") and of each checkpoint, one in memory at a time."""
     pool = Pool(card)
-    evaluator = Evaluator(pool.backbone(), card, [task], pool.heads([task]))
+    evaluator = Evaluator(pool.model(), card, [task], pool.heads([task]))
     names = ("base", *card.default_checkpoints)
     found: dict[str, dict[Split, Score]] = {}
     for done, name in enumerate(names):

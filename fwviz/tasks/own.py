@@ -120,10 +120,11 @@ def read_examples(path: Path, framing: Framing | None) -> Examples:
     )
 
 
-def class_names(examples: Examples, given: Mapping[str, str]) -> tuple[str, ...]:
-    """What each class is called in prompts: as given, else as its folder or label, with spaces for _ and -.
+def class_names(examples: Examples, given: Mapping[str, str], *, plain: bool = False) -> tuple[str, ...]:
+    """What each class is called: as given, else as its folder or label, with spaces for _ and - unless ``plain``.
 
-    Where all classes are digits, 0 is called "digit zero": text towers know the word better than the sign.
+    Where all classes are digits, 0 is called "digit zero": text towers know the word better than the sign. ``plain`` is
+    for what is no prompt: the answers of a model, and the labels of a classifier.
     """
     for folder in given:
         if folder not in examples.classes:
@@ -131,8 +132,9 @@ def class_names(examples: Examples, given: Mapping[str, str]) -> tuple[str, ...]
             raise FwvizError(f"{examples.file} has no class {folder!r} to rename: its classes are {listed}.")
     digits = {str(i): f"digit {word}" for i, word in enumerate(_DIGITS)}
     known = digits if set(examples.classes) <= set(digits) else {}
-    plain = {label: known.get(label) or label.replace("_", " ").replace("-", " ") for label in examples.classes}
-    names = tuple(" ".join(given.get(label, plain[label]).split()) for label in examples.classes)
+    words = {label: known.get(label) or label.replace("_", " ").replace("-", " ") for label in examples.classes}
+    words = {label: label for label in examples.classes} if plain else words
+    names = tuple(" ".join(given.get(label, words[label]).split()) for label in examples.classes)
     for label, name in zip(examples.classes, names, strict=True):
         if not name or len(name) > MAX_NAME or not name.isprintable():
             raise FwvizError(f"class {label!r} has no name a prompt could hold: call it by 1 to {MAX_NAME} characters.")

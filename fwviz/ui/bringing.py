@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 from fwviz.backbones.families import FAMILIES
 from fwviz.backbones.folders import MODEL_FILES
 from fwviz.pools.base import read_base
-from fwviz.pools.check import Finding, examine
+from fwviz.pools.check import Finding
 from fwviz.pools.hub import check_id, fetch, require
 from fwviz.pools.own import Brought, link_or_copy
 from fwviz.runs.own import Base, Wish, check_base, own_pool
 from fwviz.runs.unpack import sources, unpack_models
 from fwviz.types import FwvizError
-from fwviz.ui import state
+from fwviz.ui import state, wire
 from fwviz.ui.jobs import JobBoard
 from fwviz.ui.shelf import PREFIX, Made, OwnBase, Shelf, Upload
 
@@ -56,12 +56,8 @@ class Bringing:
         what = event.get("what")
         if not isinstance(what, str) or what not in deeds:
             raise FwvizError("the page sent something that cannot be brought: reload it.")
-        visitor = self.shelf.visitor(key)
-        try:
-            for told in deeds[what](key, pools, event):
-                yield _without_places(told, visitor.folder)
-        except FwvizError as error:
-            raise FwvizError(_without_places(str(error), visitor.folder)) from None
+        for told in deeds[what](key, pools, event):
+            yield told | {name: _placeless(told[name]) for name in ("said", "report") if name in told}
 
     def _task(self, key: str, pools: Sequence[str], event: Mapping[str, Any]) -> Generator[Told, None, None]:
         upload = self.shelf.upload(key, event.get("file"), "task")
@@ -107,7 +103,7 @@ class Bringing:
                 f"Right in the test: the base {100 * base.accuracy:.0f} %, the best checkpoint alone ({made.best}) "
                 f"{100 * best.accuracy:.0f} %. The task is ticked below.",
             ],
-            "classes": [list(pair) for pair in zip(made.labels, made.task.classes, strict=True)],
+            "classes": [list(pair) for pair in zip(made.labels, made.task.classes, strict=False)],
             "prompts": list(made.task.prompts),
         }
 
@@ -146,6 +142,7 @@ class Bringing:
             if not base.checkpoints:
                 raise FwvizError(brought[0].sentence())
             base.card["checkpoints"] = [name for name, _ in base.checkpoints]
+            base.card["answers"] = [f"{reader.checkpoint}: {reader.said}" for reader in base.readers()]
             yield {"base": base.card, **said}
         else:
             name = self.shelf.add(key, root, parent if parent.startswith(PREFIX) else "")
@@ -285,10 +282,12 @@ def _lay(
     shutil.rmtree(folder / "unpacked", ignore_errors=True)
     alive()
     findings = check_base(Base(str(place), title))
-    family, _, include = read_base(str(place))
+    model = read_base(str(place))
     about = next(finding.text for finding in findings if finding.kind == "base")
-    card = {"title": title, "about": about, "inputs": FAMILIES[family].inputs, "checkpoints": []}
-    return OwnBase(folder, place, include, card), findings
+    family = FAMILIES[model.family]
+    card = {"title": title, "about": about, "inputs": family.inputs, "heads": family.heads, "checkpoints": [],
+            "answers": []}  # fmt: skip
+    return OwnBase(folder, place, model, card), findings
 
 
 def _parts(uploads: Sequence[Upload]) -> dict[str, Path]:
@@ -312,7 +311,7 @@ def _held_against(base: OwnBase, found: Sequence[tuple[str, Path]], alive: Calla
     brought = []
     for name, source in found:
         alive()
-        findings = examine(source, base.place, base.include)
+        findings = base.examine(source)
         brought.append(Brought(name, findings, None))
         if findings and findings[0].severity == "error":
             continue
@@ -333,15 +332,13 @@ def _report(name: str, findings: Iterable[Finding]) -> Told:
     return {"name": name, "findings": [asdict(finding) for finding in findings]}
 
 
-def _without_places(said: Any, folder: Path | None) -> Any:
-    """What a page is told, without where files lie on the server."""
-    if isinstance(said, str) and folder is not None:
-        return re.sub(rf"{re.escape(str(folder))}/(?:[^\s/]+/)*", "", said)
-    if isinstance(said, dict):
-        return {key: _without_places(value, folder) for key, value in said.items()}
-    if isinstance(said, list):
-        return [_without_places(value, folder) for value in said]
-    return said
+def _placeless(told: Any) -> Any:
+    """What is said of files, in however deep a list, without where they lie on the server."""
+    if isinstance(told, str):
+        return wire.placeless(told)
+    if isinstance(told, dict):
+        return {key: _placeless(value) for key, value in told.items()}
+    return [_placeless(value) for value in told] if isinstance(told, list) else told
 
 
 def _names(value: Any) -> dict[str, str]:

@@ -22,7 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fwviz.pools.check import PICKLES
+from fwviz.pools.base import BaseModel
+from fwviz.pools.check import PICKLES, Finding, examine
+from fwviz.pools.classifiers import Reader, read_reader
 from fwviz.pools.open import close_pools
 from fwviz.pools.places import lend, take_back
 from fwviz.types import FwvizError
@@ -67,13 +69,24 @@ class OwnBase:
 
     folder: Path
     place: Path
-    include: tuple[str, ...]
+    model: BaseModel
     card: dict[str, Any]
     checkpoints: tuple[tuple[str, Path], ...] = ()
 
     @property
     def title(self) -> str:
         return str(self.card["title"])
+
+    def examine(self, checkpoint: Path) -> tuple[Finding, ...]:
+        """What is found in a checkpoint of it. One that has a classifier may have a whole model's names."""
+        classifies = read_reader("", checkpoint, self.place) is not None
+        prefixes = self.model.prefixes(classifiers=classifies)
+        return examine(checkpoint, self.place, self.model.include, self.model.exclude, prefixes=prefixes)
+
+    def readers(self) -> tuple[Reader, ...]:
+        """The classifiers the checkpoints bring along."""
+        found = (read_reader(name, place, self.place) for name, place in self.checkpoints)
+        return tuple(reader for reader in found if reader is not None)
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,35 @@ def test_only_what_is_merged_must_fit(folders: tuple[Path, Path]) -> None:
     assert examine(own, base)[0].kind == "vocabulary"
 
 
+@pytest.mark.parametrize("whole", ["checkpoint", "base"])
+def test_a_prefix_the_family_knows_may_be_on_one_side_only(
+    whole: str, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Nothing else is passed over for it: shapes, NaN and equality are found behind the prefix."""
+    base, own = folders
+    base = Path(shutil.copytree(base, tmp_path / "base"))
+    side = own if whole == "checkpoint" else base
+
+    def prefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {f"bert.{name}": tensor for name, tensor in tensors.items()}
+
+    edit(prefixed)(side)
+    query = QUERY if whole == "base" else f"bert.{QUERY}"
+    assert [finding.kind for finding in examine(own, base)] == ["renamed"]
+    assert [finding.kind for finding in examine(own, base, prefixes=("roberta.",))] == ["renamed"]
+    assert examine(own, base, prefixes=("roberta.", "bert.")) == ()
+    start = load_file(base / "model.safetensors")
+    same = prefixed(start) if whole == "checkpoint" else {n.removeprefix("bert."): t for n, t in start.items()}
+    for damage, kind in (
+        (lambda t: same, "equal"),
+        (lambda t: t[query].fill_(float("nan")) is None, "not finite"),
+        (lambda t: t.update({query: t[query][:1].clone()}), "shape"),
+    ):
+        bad = Path(shutil.copytree(own, tmp_path / kind))
+        edit(damage)(bad)
+        assert [finding.kind for finding in examine(bad, base, prefixes=("bert.",))] == [kind]
+
+
 def test_headers_alone_do_not_read_weights(folders: tuple[Path, Path]) -> None:
     base, own = folders
     edit(lambda t: t[QUERY].fill_(float("nan")))(own)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,13 @@ from fwviz.pools.open import open_pool, pool_ids
 from fwviz.pools.places import find_pool
 from fwviz.types import FwvizError
 from fwviz.ui import shelf as shelves
-from fwviz.ui import uploads
+from fwviz.ui import uploads, wire
 from fwviz.ui.desk import Desk
 from fwviz.ui.shelf import Shelf
 from fwviz.ui.state import TABS, Opening, View, parse_opening
 from tests.hub_server import serving
 from tests.own_corpus import BAD_TABLES, BAD_ZIPS, shapes_zip, texts_csv
-from tests.own_pages import FAST, bring, finish, give, visitor, wait_for
+from tests.own_pages import bring, finish, give, merge, visitor, wait_for
 
 
 def test_from_a_zip_to_a_merged_model(desk: Desk, pool_id: str, tmp_path: Path) -> None:
@@ -50,11 +51,7 @@ def test_from_a_zip_to_a_merged_model(desk: Desk, pool_id: str, tmp_path: Path) 
     bars = json.loads(desk.show(session)["lmo_bars"])
     assert "figure" in bars, bars
     # Then a run like any other, exported like any other.
-    desk.start(session, "page", {"recipe": json.dumps(made["recipe"] | {"settings": FAST})}, paused=False)
-    finish(desk, session)
-    shown = desk.looking.shown(session)
-    assert shown is not None
-    assert shown.trace.status in ("converged", "max_steps"), shown.trace.note
+    shown = merge(desk, session, made)
     assert shown.card is not None
     assert list(desk.forms.rank(shown.trace.recipe))
 
@@ -287,6 +284,40 @@ def test_uploads_are_counted_and_refused(tmp_path: Path, monkeypatch: pytest.Mon
     assert "no room" in send(b"x" * 50)[1]
     shelf.close()
     assert list((tmp_path / "shelf").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("/srv/pools/tiny/pool.yaml: base is missing.", "pool.yaml: base is missing."),
+        ("the base cannot be had: /home/me/.cache/hub/models--a--b/snapshots/1/x.json is none.",
+         "the base cannot be had: x.json is none."),
+        ("[Errno 2] No such file: '/var/tmp/a b/c.txt'", "[Errno 2] No such file: 'a b/c.txt'"),
+        ("('/opt/x/y' and /opt/x/z)", "('y' and z)"),
+        (f"{tempfile.gettempdir()}/a folder/x.csv is empty.", "a folder/x.csv is empty."),
+        ("write owner/name, as on https://huggingface.co/owner/name", None),
+        ("3 and/or 4 of a/b/c, ./x/y, ~/x/y, /etc alone", None),
+    ],
+)  # fmt: skip
+def test_no_place_on_this_machine_is_said(said: str, shown: str | None) -> None:
+    assert wire.placeless(said) == (said if shown is None else shown)
+    assert wire.sentence(FwvizError(said)).lower() == (said if shown is None else shown).lower()
+
+
+def test_a_run_that_fails_does_not_say_where_the_pool_lies(
+    desk: Desk, pool_id: str, tiny_pool_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(tiny_pool_path, tmp_path / "broken" / pool_id))
+    monkeypatch.setenv("FWVIZ_POOLS", str(copy.parent))
+    file = copy / "checkpoints" / "shape" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-7])
+    session = visitor(desk, "page")
+    recipe = desk.forms.fallback(pool_id)
+    messages = desk.start(session, "page", {"recipe": json.dumps(recipe.to_dict())}, paused=False)
+    finish(desk, session)
+    messages |= desk.show(session)
+    assert json.loads(messages["runbar"])["message"].startswith("model.safetensors is not the file"), messages["runbar"]
+    assert str(tmp_path) not in json.dumps(messages)
 
 
 def test_pages_that_bring_nothing_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

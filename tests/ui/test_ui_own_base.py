@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from fwviz.pools.hub import fetch
 from fwviz.pools.open import open_pool
 from fwviz.types import FwvizError
 from fwviz.ui import bringing, uploads
@@ -37,17 +38,7 @@ from tests.own_models import (
     lora_of,
     zip_of,
 )
-from tests.own_pages import FAST, bring, finish, give, visitor, wait_for
-
-
-def give_all(desk: Desk, session: Session, folder: Path, kind: str) -> list[str]:
-    return [give(desk, session, file, kind) for file in sorted(folder.iterdir())]
-
-
-def own_base(desk: Desk, session: Session, pool_id: str, base: Path) -> dict[str, Any]:
-    made, _ = bring(desk, session, what="base", files=give_all(desk, session, base, "base"), pool=pool_id)
-    assert "problem" not in made["own"], made
-    return made
+from tests.own_pages import bring, finish, give, give_all, merge, own_base, visitor, wait_for
 
 
 def plain(card: Any) -> tuple[str, str, list[str]]:
@@ -104,11 +95,7 @@ def test_base_adapters_and_task_become_a_pool_that_merges(
     finish(desk, session)
     bars = json.loads(desk.show(session)["lmo_bars"])
     assert "figure" in bars, bars
-    desk.start(session, "page", {"recipe": json.dumps(made["recipe"] | {"settings": FAST})}, paused=False)
-    finish(desk, session)
-    shown = desk.looking.shown(session)
-    assert shown is not None
-    assert shown.trace.status in ("converged", "max_steps"), shown.trace.note
+    merge(desk, session, made)
     # Other words make it anew, from the base, in its place.
     words = {"names": {"circle": "ring"}, "prompts": ["a {}"]}
     again, _ = bring(desk, session, what="task", file=file, pool=made["own"]["pool"], **words)
@@ -156,11 +143,7 @@ def test_adapters_join_a_pool_of_whole_checkpoints(
     made, _ = bring(desk, session, what="checkpoints", files=give_all(desk, session, lora, "checkpoint"), pool=pool_id)
     assert made["own"]["said"] == ["adapter: fits the base; a LORA adapter that changes 4 tensors of the base."]
     assert made["recipe"]["checkpoints"][-1] == "adapter"
-    desk.start(session, "page", {"recipe": json.dumps(made["recipe"] | {"settings": FAST})}, paused=False)
-    finish(desk, session)
-    shown = desk.looking.shown(session)
-    assert shown is not None
-    assert shown.trace.status in ("converged", "max_steps"), shown.trace.note
+    merge(desk, session, made)
 
 
 def test_steps_are_taken_in_order(desk: Desk, pool_id: str, tiny_pool_path: Path, tmp_path: Path) -> None:
@@ -381,6 +364,34 @@ def test_a_base_of_the_hub_is_fetched_for_this_visitor_alone(
     assert "1 checkpoints of org/base-v1.5" in made["pool"]["summary"]
     assert hub.tokens == [], "as anybody could, whatever token the server has"
     assert not (tmp_path / "cache").exists(), "strangers do not fill the server's own cache"
+
+
+@pytest.mark.filterwarnings("ignore")  # of the client
+def test_what_the_server_has_cached_is_refused_without_its_place(
+    desk: Desk, pool_id: str, hub: Hub, tiny_pool_path: Path, tmp_path: Path
+) -> None:
+    session = visitor(desk, "page")
+    cut = Path(shutil.copytree(tiny_pool_path / "checkpoints" / "shape", tmp_path / "cut"))
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-7])
+    wide = Path(shutil.copytree(tiny_pool_path / "checkpoints" / "colour", tmp_path / "wide"))
+    config = json.loads((wide / "config.json").read_text())
+    (wide / "config.json").write_text(json.dumps(config | {"hidden_size": 7}))
+    half = bad_base("bad preprocessor", tiny_pool_path / "base", tmp_path / "half")
+    hub.repositories |= {"models/org/cut": cut, "models/org/wide": wide, "models/org/half": half}
+    for name in ("org/cut", "org/wide", "org/half", "org/lora"):
+        assert fetch(name).is_relative_to(tmp_path / "cache"), "by somebody at the server, before"
+    wanted = {"org/cut": "cut cannot be merged: model.safetensors ", "org/wide": "wide cannot be merged: config.json "}
+    for name, said in wanted.items():
+        answer, told = bring(desk, session, what="checkpoints", hub=name, pool=pool_id)
+        assert answer["own"]["problem"].lower().startswith(said), answer
+        assert str(tmp_path) not in json.dumps(told)
+    answer, told = bring(desk, session, what="base", hub="org/half", pool=pool_id)
+    assert answer["own"]["problem"].startswith("org/half cannot be a base: preprocessor_config.json"), answer
+    # Nor beside what is taken, in sentence, report or note.
+    answer, more = bring(desk, session, what="checkpoints", hub="org/wide org/lora", pool=pool_id)
+    assert answer["recipe"]["checkpoints"][-1] == "lora"
+    assert any(one["kind"] == "architecture" for model in answer["own"]["report"] for one in model["findings"])
+    assert str(tmp_path) not in json.dumps([told, more])
 
 
 @pytest.mark.filterwarnings("ignore")  # of the client
