@@ -102,14 +102,14 @@
       element.querySelector("[data-act=next]").disabled = index >= count - 1;
       const tick = value.ticks[index];
       if (!tick) {
-        label.textContent = value.live ? "Preparing the first step …" : "No steps yet";
+        label.textContent = value.live ? "Preparing …" : "No steps yet";
         facts.replaceChildren();
       } else {
         const [, t, inner, loss, gap, accuracy] = tick;
         label.textContent = `t = ${t}` + (inner ? ` + ${inner}` : "");
         const parts = [];
         const fact = (name, text, help) => parts.push(fwviz.el("span", { title: help }, fwviz.el("i", {}, name), " ", fwviz.el("b", {}, text)));
-        if (accuracy !== null) fact("accuracy", percent(accuracy), "Mean accuracy over the evaluation tasks, on a quick subset of the validation data; at the end of a run on all of it");
+        if (accuracy !== null) fact("accuracy (validation)", percent(accuracy), "Mean accuracy over the evaluation tasks, on a quick subset of the validation data; at the end of a run on all of it");
         if (loss !== null) fact("loss", short(loss), "Mean calibration loss of the evaluation tasks, in nats");
         if (gap !== null) fact("gap", short(gap), "Frank–Wolfe gap: at most this much could a step inside the hull still promise");
         facts.replaceChildren(...parts);

@@ -98,7 +98,7 @@ class Sending:
         return {
             "scrubber": less(session, "scrubber", scrubber),
             "tiles": less(session, "tiles", tiles_value(views.tiles(shown.trace, shown.index))),
-            "export": export_value(session.view, shown.trace),
+            "export": export_value(session.view, shown.trace, shown.card),
         }
 
     def history(self, session: Session) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import gradio as gr
 
+from fwviz.runs.recipe import Recipe
 from fwviz.runs.trace import Trace
+from fwviz.types import PoolCard
 from fwviz.ui import web, wire
+from fwviz.ui.shelf import PREFIX
 from fwviz.ui.state import View
 
 _DOWNLOADS = (
@@ -45,14 +49,26 @@ def make_export() -> gr.HTML:
     )
 
 
-def export_value(view: View, trace: Trace) -> str:
+def export_value(view: View, trace: Trace, card: PoolCard | None) -> str:
     """What can be downloaded of a trace, and the command that repeats it; the page knows the step itself."""
     return wire.message(
         view=str(view),
-        cli=trace.recipe.cli_line(),
+        cli=_command(trace.recipe, card),
         weights=bool(trace.frames),
         trace=trace.finished,
     )
+
+
+def _command(recipe: Recipe, card: PoolCard | None) -> str:
+    """The line that repeats a run. A pool of a visitor's own is only here: its files are named by words in capitals."""
+    line = recipe.cli_line()
+    if not recipe.pool.startswith(PREFIX):
+        return line
+    brought = card is not None and not Path(card.base.get("path", "/")).is_absolute()
+    ground = "--base BASE" if brought else "--pool POOL"
+    _, _, settings = line.partition(" --checkpoints ")[2].partition(" --")
+    start = f"fwviz own EXAMPLES {ground} --bring CHECKPOINTS --method {recipe.method}"
+    return f"{start} --{settings}" if settings else start
 
 
 def tiles_value(tiles: Sequence[tuple[str, str, str]]) -> str:
