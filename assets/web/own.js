@@ -55,9 +55,10 @@
       return part;
     }
 
-    function say(part, sentences, wrong = false) {
+    // With a report on as many models, the sentences on those that are refused stand out.
+    function say(part, sentences, wrong = false, models = []) {
       part.said.classList.toggle("wrong", wrong);
-      part.said.replaceChildren(...sentences.map((text) => el("p", {}, text)));
+      part.said.replaceChildren(...sentences.map((text, i) => el("p", { class: models[i]?.findings[0]?.severity === "error" ? "wrong" : "" }, text)));
     }
 
     // What else was found in each model, beside the sentence that is said of it.
@@ -293,12 +294,12 @@
           last = own;
           drawNames();
         }
-        say(part || task, own.said);
+        say(part || task, own.said, false, own.report);
         report(part || task, own.report || []);
         if (own.task) for (const one of [checkpoints, ground]) say(one, []);
       } else if (own.said) {
         rest();
-        say(part || ground, part === ground ? [] : own.said);
+        say(part || ground, part === ground ? [] : own.said, false, own.report);
         report(part || ground, own.report || []);
         if (!base) for (const one of [task, checkpoints]) say(one, []);
       } else if (own.total !== undefined && part) {

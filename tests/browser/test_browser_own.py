@@ -131,6 +131,7 @@ def test_checkpoints_of_ones_own(opened: Any, tiny_pool_path: Path, tmp_path: Pa
     text = said(page, "checkpoints").inner_text()
     assert "mine: fits the base." in text
     assert "cut cannot be merged: " in text
+    assert page.locator(".fw-own-said p.wrong").count() == 1, "it alone stands out"
     page.click("#fw-runbar [data-act=run]")
     page.wait_for_selector("#fw-runbar [data-status=done]")
     page.fill("#fw-own-hub", "no id")
