@@ -7,9 +7,9 @@ from pathlib import Path
 
 import gradio as gr
 
+from fwviz.cards import PoolCard
 from fwviz.runs.recipe import Recipe
 from fwviz.runs.trace import Trace
-from fwviz.types import PoolCard
 from fwviz.ui import web, wire
 from fwviz.ui.shelf import PREFIX
 from fwviz.ui.state import View
