@@ -96,12 +96,13 @@ def draw(
         "showscale": False,
     }
     traces: list[dict[str, Any]] = [heat]
-    if len(grid.columns) <= (MOST // 2 if narrow else MOST):
+    fits = len(grid.columns) <= (MOST // 2 if narrow else MOST)
+    if fits:
         traces += _numbers(grid, x, y, reach, theme)
     blocks = "".join(style.coloured("■", colour) for colour in scale)
     low, high = style.number(-reach), style.number(reach)
     key = f"{low} {blocks} {high}{unit}" if narrow else f"{ends[0]} {low} {blocks} {high}{unit} {ends[1]}"
-    lines = [*notes, key]
+    lines = [*notes, key] if fits else [*notes, f"{'touch' if narrow else 'point at'} a cell for its number", key]
     labels = [_label(title, colours, 18 if narrow else 34) for title in grid.rows.values()]
     below = [style.short(title, 12 if narrow else 22) for title in grid.columns.values()]
     level = not narrow and len(below) <= LEVEL  # few columns are wide enough for their names

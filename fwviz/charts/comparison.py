@@ -13,9 +13,10 @@ from fwviz.charts import _style as style
 from fwviz.registry import chart
 
 READING = (
-    "One row per run, the best on top. The large dot is its average accuracy, small dots are the tasks; the dotted "
-    "lines are the base, one model trained on all tasks of the pool, and the tasks' own checkpoints. A short spread "
-    "means no task was sacrificed; kept are experts, masks and routers that a merge needs beside one model."
+    "One row per run, the best on top, runs of fewer tasks below. The large dot is its average accuracy, small dots "
+    "are the tasks; the dotted lines are the base, one model trained on all tasks of the pool, and the tasks' own "
+    "checkpoints. A short spread means no task was sacrificed; kept are experts, masks and routers that a merge needs "
+    "beside one model."
 )
 ROW = 40
 LEVEL = 13  # px between the names of two marks, one above the other
@@ -106,7 +107,7 @@ def comparison(
         }
     )
     labels = [style.short(label, 38) if narrow else _two_lines(label, colours) for label in runs["label"]]
-    notes = [_result(row, theme, narrow) for _, row in runs.iterrows()]
+    notes = [_result(row, len(names), theme, narrow) for _, row in runs.iterrows()]
     if narrow:  # names stand above their rows, so that the rows keep their width
         notes += [
             style.note(
@@ -137,7 +138,10 @@ def comparison(
         14 if narrow else style.text_width([line for label in labels for line in label.split("<br>")], style.TEXT) + 14
     )
     most = 3 if narrow else 8
-    key = "  ".join(style.coloured(f"● {style.short(t, 12)}", styles[k].colour) for k, t in list(names.items())[:most])
+    length = 12 if narrow or len(names) > 5 else 26
+    key = "  ".join(
+        style.coloured(f"● {style.short(t, length)}", styles[k].colour) for k, t in list(names.items())[:most]
+    )
     notes.append(style.note(key + "  …" * (len(names) > most), theme, y=0, yanchor="top", yshift=-24))
     row_height = 50 if narrow else ROW
     base = style.layout(
@@ -204,14 +208,16 @@ def _two_lines(label: str, colours: style.Palette) -> str:
     return style.short(method, 30) + below
 
 
-def _result(row: pd.Series, theme: style.Theme, narrow: bool) -> dict[str, Any]:
-    """The average, and beside it what it cost."""
+def _result(row: pd.Series, tasks: int, theme: style.Theme, narrow: bool) -> dict[str, Any]:
+    """The average, and beside it what it cost; of how many of the ``tasks`` it is one, where it is not of all."""
     colours = style.palette(theme)
     text = style.coloured(style.percent(float(row["mean"])), colours.ink, bold=True)
     if np.isfinite(row["seconds"]) and not narrow:
         text += f"   {style.duration(float(row['seconds']))}"
         if np.isfinite(row["peak_memory_bytes"]) and row["peak_memory_bytes"] > 0:
             text += f" {style.DOT} {style.size(float(row['peak_memory_bytes']))}"
+    if row["tasks"] < tasks:
+        text += f"<br>{row['tasks']} of {tasks} tasks"
     if row["stored_bytes"] > 0:
         text += f"<br>+ {style.size(float(row['stored_bytes']))}{'' if narrow else ' kept beside it'}"
     return style.note(

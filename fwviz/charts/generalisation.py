@@ -12,8 +12,8 @@ from fwviz.registry import chart
 
 READING = (
     "A row is one task vector alone on the base, a column a task; the framed cell is the task it was fine-tuned on. "
-    "Blue: better, orange: worse — than without the filter, or than the base, as chosen above. If the coarse part only "
-    "fits the own task, the filter costs little in the frames and helps outside of them."
+    "Blue: better, orange: worse — than without the filter, or than the base, as chosen above. If it is the coarse "
+    "part that disturbs other tasks, taking it out costs little in the frames and helps outside of them."
 )
 SHOWN = ("difference", "accuracy", "filtered")
 

@@ -72,7 +72,7 @@ def comparison(
 
 
 def describe(trace: Trace) -> str:
-    """A run in a few words: "FW-Merging, soft · 8 checkpoints · top_k 2"."""
+    """A run in a few words: "FW-Merging, soft · 8 checkpoints · top k 2"."""
     recipe = trace.recipe
-    changed = [f"{name} {value}" for name, value in recipe.changed_settings().items()]
+    changed = [f"{name.replace('_', ' ')} {value}" for name, value in recipe.changed_settings().items()]
     return " · ".join([entry("methods", recipe.method).title, f"{len(recipe.checkpoints)} checkpoints", *changed[:3]])

@@ -95,3 +95,14 @@ def test_what_was_forgotten_is_orange() -> None:
     assert figure.layout.meta["summary"].index("other 60.0 %") < figure.layout.meta["summary"].index("50.0 %")
     # A run is named in two lines: the method, and what is particular to it.
     assert [text.count("<br>") for text in figure.layout.yaxis.ticktext] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("narrow", "tasks", "fits"), [(False, 11, True), (False, 12, False), (True, 5, True), (True, 6, False)]
+)
+def test_a_map_too_full_for_numbers_says_where_they_are(narrow: bool, tasks: int, fits: bool) -> None:
+    """The words above the map speak of the number: it stands in the cells, or it is said how to get it."""
+    rows = [{"run": "x", "task": f"t{i}", "accuracy": 0.5, "base": 0.4} for i in range(tasks)]
+    figure = left_out(pd.DataFrame(rows), narrow=narrow)
+    assert bool(numbers(figure)) == fits
+    assert any("a cell for its number" in note.text for note in figure.layout.annotations) != fits

@@ -175,7 +175,7 @@ def test_comparison_of_runs(soft: Trace, hard: Trace, average: Trace) -> None:
         assert rows["seconds"].iloc[0] == trace.cost.seconds
     labels = dict(zip(table["run"], table["label"], strict=True))
     assert labels["b"] == "mine"
-    assert "max_steps 3" in labels["a"]
+    assert "max steps 3" in labels["a"]
     assert "5 checkpoints" in labels["c"]
     assert not any(math.isnan(v) for v in table["normalised"])
     for _, rows in table.groupby("task"):
