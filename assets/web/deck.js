@@ -35,11 +35,13 @@
       get("stop").lastElementChild.textContent = status === "stopping" ? "Skip" : "Stop";
       state.dataset.status = status;
       state.textContent = WORDS[status] || status;
-      message.textContent = value.message || "";
-      message.dataset.tone = value.tone || "info";
-      message.hidden = !value.message;
+      const wanted = fwviz.parse(fwviz.recipe(), null)?.pool;
+      const elsewhere = !live && value.tone !== "error" && wanted && fwviz.poolShown && wanted !== fwviz.poolShown ? "The charts show another pool: press Run." : "";
+      message.textContent = elsewhere || value.message || "";
+      message.dataset.tone = (!elsewhere && value.tone) || "info";
+      message.hidden = !message.textContent;
       forecast.textContent = fwviz.forecast || "";
-      forecast.hidden = live || value.tone === "error" || !fwviz.forecast;
+      forecast.hidden = live || message.dataset.tone === "error" || !fwviz.forecast;
       fwviz.live = live;
     }
 
@@ -66,6 +68,7 @@
       trigger(act, {});
     });
     fwviz.on("forecast", show);
+    fwviz.on("pool", show);
     watch("value", take);
     take();
     show();
@@ -218,6 +221,7 @@
         fwviz.clicked = 0;
       }
       fwviz.updates = (fwviz.updates || 0) + 1;
+      if (fwviz.poolShown !== value.pool) fwviz.emit("pool", (fwviz.poolShown = value.pool));
       if (other) fwviz.setQuery({ job: null, view: null, ...value.link, t: next.follow === false && (value.link.job || value.link.view) ? String(index) : null });
       show();
       cursor();

@@ -54,6 +54,7 @@ def scrubber_value(
     link = {} if default else {"view": str(view)} if view.kind == "rec" else {"job": view.id}
     return wire.message(
         view=str(view),
+        pool=trace.recipe.pool,
         link=link,
         ticks=ticks,
         index=index,
