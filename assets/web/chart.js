@@ -16,7 +16,8 @@
     showSendToCloud: false,
     plotlyServerURL: "",
     responsive: false,
-    displayModeBar: "hover",
+    // Where nothing hovers plotly shows it always, and on a phone it lies over the words above the plot.
+    displayModeBar: matchMedia("(hover: none) and (max-width: 700px)").matches ? false : "hover",
     modeBarButtonsToRemove: ["lasso2d", "select2d", "toImage", "autoScale2d"],
     scrollZoom: false,
     doubleClick: "reset",
@@ -128,7 +129,7 @@
       dirty = false;
       const { summary, key, note } = state.payload;
       state.named = null;
-      const figure = state.payload.figure && inTheme(state.payload.figure);
+      const figure = state.payload.figure && inTheme(fwviz.filled(state.payload.figure));
       message.hidden = Boolean(figure) || !note;
       message.textContent = figure ? "" : note || "";
       plot.classList.toggle("bare", !figure);

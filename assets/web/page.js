@@ -53,8 +53,55 @@
       if (Array.isArray(inner) && !inner.length) delete made[key];
       else made[key] = fwviz.patched(made[key], inner);
     }
-    const [start, more] = (Array.isArray(old) && difference["+"]) || [];
-    return more ? [...made.slice(0, start), ...more] : made;
+    const [start, more, again = []] = (Array.isArray(old) && difference["+"]) || [];
+    return more ? [...made.slice(0, start), ...more, ...again.map((i) => old[i])] : made;
+  };
+
+  // What fwviz/ui/brief.py leaves out of a figure, filled in again: ranks, entries of another trace, half the digits.
+  const half = (bits) => {
+    const power = (bits >> 10) & 31, digits = bits & 1023;
+    const size = power === 31 ? (digits ? NaN : Infinity) : power ? (1 + digits / 1024) * 2 ** (power - 15) : digits * 2 ** -24;
+    return bits >> 15 ? -size : size;
+  };
+  function single(array) {
+    const bytes = new Uint8Array(Float32Array.from(new Uint16Array(bytesOf(array.bdata).buffer), half).buffer);
+    let text = "";
+    for (let i = 0; i < bytes.length; i += 4096) text += String.fromCharCode(...bytes.subarray(i, i + 4096));
+    return { ...array, dtype: "f4", bdata: btoa(text) };
+  }
+  // Three digits with a true minus sign, as the charts write numbers: +0.0123, −1.5, 0, +2·10⁻⁵.
+  fwviz.number = (value) => {
+    if (!value) return "0";
+    const [digits, power] = Math.abs(value).toExponential(2).split("e").map(Number);
+    const raised = [...String(power)].map((c) => (c === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[c])).join("");
+    return (value < 0 ? "−" : "+") + (power < -4 || power > 2 ? `${digits}·10${raised}` : Number(Math.abs(value).toPrecision(3)));
+  };
+  fwviz.filled = (figure) => {
+    const data = [];
+    const numbers = (n) => new Float32Array(bytesOf(data[n].x.bdata).buffer);
+    for (const sent of figure.data) {
+      const trace = { ...sent };
+      data.push(trace);
+      const { ranks, signs, picks, words, halved = [] } = trace.meta || {};
+      for (const name of halved) if (trace[name]?.dtype === "f2") trace[name] = single(trace[name]);
+      for (const [name, [from, places]] of Object.entries(picks || {})) {
+        const tips = numbers(from);
+        trace[name] = places.map((i) => (i === null ? 0 : tips[i]));
+      }
+      for (const [name, [from, places]] of Object.entries(words || {})) {
+        const tips = numbers(from);
+        trace[name] = places.map((i) => fwviz.number(tips[i]));
+      }
+      for (const [name, either] of Object.entries(signs || {})) {
+        const values = numbers(data.length - 1);
+        trace[name] = trace[name].map((text, i) => text.replace("\ue000", either[values[i] < 0 ? 0 : 1]));
+      }
+      if (!ranks) continue;
+      const values = numbers(data.length - 1);
+      trace[ranks] = Array(values.length);
+      [...values.keys()].sort((a, b) => values[a] - values[b] || a - b).forEach((place, i) => (trace[ranks][place] = i + 1));
+    }
+    return { ...figure, data };
   };
 
   // Text from the server is only ever inserted as text.

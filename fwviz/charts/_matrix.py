@@ -55,7 +55,7 @@ def heat(
         "ygap": 1,
         "hoverongaps": False,
         "hovertemplate": hover,
-        "meta": style.names(select, rows={"checkpoint": names}, columns=columns),
+        "meta": style.names(select, rows={"checkpoint": names}, columns=columns, halved=["z"]),
         "showscale": False,
     }
 
@@ -72,15 +72,21 @@ def diamonds(
     ids: Sequence[str],
     theme: style.Theme,
     size: float,
+    scores: Any,
     hover: Sequence[str],
     said: str,
     layers: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Chosen cells: of a checkpoint each, or with ``layers`` of a checkpoint and a layer.
 
-    ``said`` is the template of their hover text; ``hover`` is what differs from cell to cell in it.
+    ``said`` is the template of their hover text, ``hover`` the words that differ from cell to cell in it; what is
+    promised follows. ``scores`` are NaN for vertices that promise nothing.
     """
     colours = style.palette(theme)
+    scores = style.f4(scores)
+    promised = f"{said}:<br>%{{text:+.3~g}} nats promised.<extra></extra>"
+    silent = f"{said}.<extra></extra>"
+    known = np.isfinite(scores)
     return {
         "type": "scatter",
         "mode": "markers",
@@ -95,9 +101,12 @@ def diamonds(
             "line": {"width": 1 if size < 7 else 1.5, "color": colours.surface},
         },
         "customdata": list(ids) if layers is None else [list(pair) for pair in zip(ids, layers, strict=True)],
+        "text": scores,
         "hovertext": list(hover),
-        "hovertemplate": f"{said}<extra></extra>",
-        "meta": style.names("checkpoint") if layers is None else style.names("cell", keys=("checkpoint", "layer")),
+        "hovertemplate": promised if known.all() else [promised if told else silent for told in known],
+        "meta": style.names("checkpoint", halved=["text"])
+        if layers is None
+        else style.names("cell", keys=("checkpoint", "layer"), halved=["text"]),
     }
 
 
@@ -151,7 +160,7 @@ def counts(counted: Sequence[str], theme: style.Theme, head: str, narrow: bool) 
         for row, text in enumerate(counted)
         if text
     ]
-    return [*texts, style.note("" if narrow else head, theme, x=1, xanchor="left", xshift=4, yshift=5)] if texts else []
+    return [style.note("" if narrow else head, theme, x=1, xanchor="left", xshift=4, yshift=5), *texts] if texts else []
 
 
 def span_of_labels(rows: pd.DataFrame, narrow: bool, theme: style.Theme) -> tuple[dict[str, str], list[str], int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +17,9 @@ READING = (
     "task's gradient wants it. Coloured: the task's own checkpoint. Diamond: picked by the oracle, for this task or "
     "another."
 )
+PROMISES = ("promises a lower loss", "promises a higher loss")  # by the sign of a score
 ROW = 21
+GAP = "\u00a0" * 3  # between a number and the tip of its bar, which may wear a diamond
 MOST_PANELS, MOST_PANELS_NARROW = 6, 4
 
 
@@ -86,6 +89,7 @@ def _panels(
     labels = _row_labels(rows, checkpoints, theme, narrow)
     gutter = 0.025 if narrow else 0.02
     width = (1 - gutter * (len(tasks) - 1)) / len(tasks)
+    signs = {"hovertext": PROMISES} if value == "score" else {}
     traces: list[dict[str, Any]] = []
     changes: dict[str, Any] = {"annotations": [], "shapes": [], "bargap": 0.36, "barmode": "overlay"}
     changes["hovermode"] = "y"  # a short bar is hit anywhere in its row
@@ -95,7 +99,7 @@ def _panels(
         colour = styles[task].colour
         start = k * (width + gutter)
         low, high = min(float(part["value"].min()), 0.0), max(float(part["value"].max()), 0.0)
-        span = (high - low) or 1.0
+        bars = len(traces)
         traces.append(
             {
                 "type": "bar",
@@ -111,39 +115,32 @@ def _panels(
                     "cornerradius": 2,
                 },
                 "customdata": part["checkpoint"].tolist(),
+                "text": part["rank"].to_numpy(np.int16),
+                "textposition": "none",  # it is told with the pointer on the bar
                 "hovertext": part["hover"].tolist(),
-                "hovertemplate": f"%{{hovertext}}:<br>%{{x:+.3~g}}{' nats' * (value == 'score')}<extra></extra>",
-                "meta": style.names("checkpoint", task=task),
+                "hovertemplate": f"%{{hovertext}}:<br>%{{x:+.3~g}}{' nats' * (value == 'score')} "
+                f"(rank %{{text}} of {len(part)})<extra></extra>",
+                "meta": style.names("checkpoint", task=task, ranks="text", signs=signs, halved=["x"]),
             }
         )
-        picked = part[part["chosen"]]
+        picked = np.flatnonzero(part["chosen"])
         if len(picked):
-            traces.append(_diamonds(picked["value"], picked["row"], picked, colours, f"x{own_axis}"))
-        for row in part[part["own"] | part["chosen"]].itertuples() if not narrow else ():
-            changes["annotations"].append(
-                style.note(
-                    style.number(row.value),
-                    theme,
-                    xref=f"x{own_axis}",
-                    yref="y",
-                    y=row.row,
-                    # Beside the tip, inside the panel: left of a short bar, right of the zero line for a long one.
-                    **_beside(row.value, low, high, span),
-                    yanchor="middle",
-                    yshift=0,
-                    font={"size": style.SMALL, "color": colours.ink if row.own else colours.muted},
-                )
-            )
+            marks = _diamonds(part["value"].iloc[picked], part["row"].iloc[picked], part.iloc[picked], colours)
+            meta = style.names(picks={"x": [bars, picked.tolist()]})
+            traces.append(marks | {"xaxis": f"x{own_axis}", "meta": meta})
+        told = np.flatnonzero(part["own"] | part["chosen"])
+        if len(told) and not narrow:
+            traces.append(_numbers(part.iloc[told], told, bars, (low, high), colours) | {"xaxis": f"x{own_axis}"})
         changes[f"xaxis{own_axis}"] = style.axis(
             theme,
             domain=[start, start + width],
             anchor="y",
-            range=[low - 0.09 * span, high + 0.09 * span],
+            range=_ends(low, high),
             showgrid=False,
             nticks=2 if narrow else 3,
             tickangle=0,
             fixedrange=True,
-            tickformat="~s" if span > 1e4 else "",
+            tickformat="~s" if high - low > 1e4 else "",
             exponentformat="power",
             zeroline=True,
             zerolinecolor=colours.zero,
@@ -224,17 +221,16 @@ def _dots(
             },
             "customdata": rows["checkpoint"].tolist(),
             "hovertext": [
-                f"{text}:<br>{style.number(v)}" for text, v in zip(rows["hover"], rows["value"], strict=True)
+                f"{text}:<br>{style.number(v)}{' nats' * (value == 'score')} (rank {rank} of {len(checkpoints)})"
+                for text, v, rank in zip(rows["hover"], rows["value"], rows["rank"], strict=True)
             ],
-            "hovertemplate": f"%{{hovertext}}{' nats' * (value == 'score')}<extra></extra>",
+            "hovertemplate": "%{hovertext}<extra></extra>",
             "meta": style.names("checkpoint"),
         },
     ]
     picked = rows[rows["chosen"]]
     if len(picked):
-        traces.append(
-            _diamonds(column[picked.index], picked["row"], picked, colours, "x", size=min(9.0, largest * 0.6))
-        )
+        traces.append(_diamonds(column[picked.index], picked["row"], picked, colours, size=min(9.0, largest * 0.6)))
     heads = [style.coloured(style.short(t, 14), styles[k].colour) for k, t in tasks.items()]
     changes = {
         "xaxis": style.axis(
@@ -267,7 +263,7 @@ def _dots(
 
 
 def _diamonds(
-    x: pd.Series, y: pd.Series, picked: pd.DataFrame, colours: style.Palette, xaxis: str, size: float = 9
+    x: pd.Series, y: pd.Series, picked: pd.DataFrame, colours: style.Palette, size: float = 9
 ) -> dict[str, Any]:
     """Marks on chosen vertices; hover and clicks go to the bar or dot below."""
     return {
@@ -276,7 +272,6 @@ def _diamonds(
         "name": "chosen vertex",
         "x": style.f4(x),
         "y": y.to_numpy(np.int16),
-        "xaxis": xaxis,
         "marker": {
             "symbol": "diamond",
             "size": size,
@@ -288,17 +283,40 @@ def _diamonds(
     }
 
 
-def _beside(value: float, low: float, high: float, span: float) -> dict[str, Any]:
-    """Where the number of a bar goes: beyond its tip if there is room, else on the other side of the zero line."""
-    room = (value - low if value < 0 else high - value) / span
+def _numbers(
+    part: pd.DataFrame, at: np.ndarray, bars: int, reach: tuple[float, float], colours: style.Palette
+) -> dict[str, Any]:
+    """The numbers of some bars: beyond the tip if there is room, else on the other side of the zero line.
+
+    ``at`` is where these rows stand in the trace number ``bars``.
+    """
+    low, high = reach
+    value = part["value"].to_numpy(dtype=float)
+    room = np.where(value < 0, value - low, high - value) / ((high - low) or 1.0)
     outward = room > 0.25
     left = (value < 0) == outward
-    shift = 8 if outward else 5
+    tips = [int(i) if out else None for i, out in zip(at, outward, strict=True)]
     return {
-        "x": value if outward else 0.0,
-        "xanchor": "right" if left else "left",
-        "xshift": -shift if left else shift,
+        "type": "scatter",
+        "mode": "text",
+        "name": "numbers",
+        "x": style.f4(np.where(outward, value, 0.0)),
+        "y": part["row"].to_numpy(np.int16),
+        "text": [style.number(v) for v in value],
+        "texttemplate": f"{GAP}%{{text}}{GAP}",
+        "textposition": ["middle left" if side else "middle right" for side in left],
+        "textfont": {"size": style.SMALL, "color": [colours.ink if own else colours.muted for own in part["own"]]},
+        "cliponaxis": False,
+        "hoverinfo": "skip",
+        "meta": style.names(picks={"x": [bars, tips]}, words={"text": [bars, at.tolist()]}),
     }
+
+
+def _ends(low: float, high: float) -> list[float]:
+    """A range around the bars that moves in steps: it mostly stays as it is while a run goes on."""
+    span = (high - low) or 1.0
+    step = 10.0 ** math.floor(math.log10(span)) / 10
+    return [math.floor((low - 0.07 * span) / step) * step, math.ceil((high + 0.07 * span) / step) * step]
 
 
 def _row_labels(rows: pd.DataFrame, checkpoints: dict[str, str], theme: style.Theme, narrow: bool) -> list[str]:
@@ -330,18 +348,16 @@ def _rows_axis(labels: list[str], theme: style.Theme) -> dict[str, Any]:
 
 
 def _sentences(rows: pd.DataFrame, tasks: dict[str, str], checkpoints: dict[str, str], value: str) -> list[str]:
-    """What a bar or a dot says before its number, which is not sent once more where the page knows it."""
-    count = rows.groupby("task", sort=False)["rank"].transform("max")
+    """What a bar or a dot says before its number and its rank, which are not sent once more where the page has them."""
     sentences = []
-    for row, of in zip(rows.itertuples(), count, strict=True):
+    for row in rows.itertuples():
         name, task = f"<b>{style.safe(checkpoints[row.checkpoint])}</b>", style.safe(tasks[row.task])
         if value == "score":
-            promise = "lower" if row.value < 0 else "higher"
-            first = f"A full step to {name} promises a {promise} loss on {task}"
+            first = f"A full step to {name} {PROMISES[row.value >= 0]} on {task}"
         else:
             first = f"{name}: the cosines of {task}'s gradient with it, summed over the tensors"
-        facts = [f"rank {row.rank} of {of}", "its own checkpoint" * row.own, "chosen by the oracle" * row.chosen]
-        sentences.append(f"{first}<br>({', '.join(filter(None, facts))})")
+        facts = ", ".join(filter(None, ["its own checkpoint" * row.own, "chosen by the oracle" * row.chosen]))
+        sentences.append(first + f"<br>({facts})" * bool(facts))
     return sentences
 
 

@@ -52,7 +52,7 @@ def lmo_history(
     traces = [
         matrix.heat(
             values,
-            iterations.astype(np.int32),
+            iterations.astype(np.int16),
             theme,
             top=top,
             names=list(names),
@@ -68,19 +68,20 @@ def lmo_history(
         share = picked["share"].astype(float).fillna(1.0) if "share" in picked else pd.Series(1.0, index=picked.index)
         cell = (250 if narrow else 1000) / len(iterations)
         marks = matrix.diamonds(
-            picked["t"].to_numpy(np.int32),
+            picked["t"].to_numpy(np.int16),
             picked["checkpoint"],
             theme,
             float(np.clip(cell * 0.6, 3.5, 10)),
+            picked["score"],
             [
-                f"{'' if s >= 1 else style.percent(s, 0) + ' of the groups '}to "
-                f"<b>{style.safe(names[r.checkpoint])}</b>:<br>{style.number(r.score)}"
-                for r, s in zip(picked.itertuples(), share, strict=True)
+                f"{'' if s >= 1 else style.percent(s, 0) + ' of the groups '}to <b>{style.safe(names[name])}</b>"
+                for name, s in zip(picked["checkpoint"], share, strict=True)
             ],
-            "Iteration %{x} moves %{hovertext} nats promised.",
+            "Iteration %{x} moves %{hovertext}",
         )
         # A vertex that few layers chose is a smaller diamond.
-        marks["marker"]["size"] = style.f4(np.maximum(np.sqrt(share) * marks["marker"]["size"], 3.5))
+        if (share < 1).any():
+            marks["marker"]["size"] = style.f4(np.maximum(np.sqrt(share) * marks["marker"]["size"], 3.5))
         traces.append(marks)
     counted = [f"{tally[name]}×" if name in tally else "" for name in names]
     last = rows[rows["t"] == iterations[-1]].sort_values("score").iloc[0]
@@ -111,8 +112,8 @@ def lmo_history(
         "yaxis": matrix.row_axis(labels, theme),
         "annotations": [
             matrix.key(top, " nats", theme, narrow),
-            *matrix.counts(counted, theme, "chosen", narrow),
             style.note("iteration t", theme, y=0, yanchor="top", yshift=-22),
+            *matrix.counts(counted, theme, "chosen", narrow),
         ],
     }
     return style.figure(traces, base | changes)

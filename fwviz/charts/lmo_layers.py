@@ -84,8 +84,9 @@ def lmo_layers(
                 picked["checkpoint"],
                 theme,
                 float(np.clip(cell * 0.6, 3.5, 9)),
-                [f"<b>{style.safe(names[r.checkpoint])}</b>:<br>{style.number(r.score)}" for r in picked.itertuples()],
-                "<b>%{x}</b> picks %{hovertext} nats promised.",
+                picked["score"],
+                [f"<b>{style.safe(names[name])}</b>" for name in picked["checkpoint"]],
+                "<b>%{x}</b> picks %{hovertext}",
                 [layers[column] for column in picked["column"]],
             )
         )
@@ -111,8 +112,8 @@ def lmo_layers(
         "yaxis": matrix.row_axis(labels, theme),
         "annotations": [
             matrix.key(top, " nats" if scale == "shared" else "", theme, narrow),
-            *matrix.counts(counted, theme, "picked", narrow),
             style.note("input → output", theme, y=0, yanchor="top", yshift=-22),
+            *matrix.counts(counted, theme, "picked", narrow),
         ],
         "shapes": matrix.separators(layers, theme),
     }

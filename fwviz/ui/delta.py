@@ -7,7 +7,8 @@ made here.
 A difference is one of
 
 * a number, a text, true, false or null: the new value;
-* an object: what differs by key or index, and of a list under "+" also [start, items]: ``items`` replace what follows;
+* an object: what differs by key or index, and of a list under "+" also [start, items]: ``items`` replace what follows,
+  or [start, [], places]: what stands at these places follows once more;
 * a list: [] if the value is gone; [value] if it is new as a whole; [skip, drop, text, …] of a text, which is read from
   its beginning: ``skip`` characters stay, ``drop`` are left out, and ``text`` stands there; [shape, text] of an array
   whose rows grow, like a map over time: the new columns.
@@ -67,8 +68,8 @@ def _changed(old: Any, difference: dict[str, Any]) -> Any:
         for key, inner in difference.items():
             if key != ENDED:
                 items[int(key)] = apply(items[int(key)], inner)
-        start, more = difference.get(ENDED, (len(items), []))
-        return items[:start] + more
+        start, more, *again = difference.get(ENDED, (len(items), []))
+        return items[:start] + more + [old[i] for places in again for i in places]
     made = dict(old)
     for key, inner in difference.items():
         if inner == []:
@@ -95,8 +96,17 @@ def _items(old: list[Any], new: list[Any]) -> Difference:
             found[str(i)] = inner
     if len(old) != len(new):
         common = min(len(old), len(new))
-        found[ENDED] = [common, new[common:]]
+        found[ENDED] = _ended(old, new, common)
     return found
+
+
+def _ended(old: list[Any], new: list[Any], common: int) -> list[Any]:
+    """The items from ``common`` on; texts that stood in the list before, as in a list of names, by their places."""
+    more = new[common:]
+    places = {item: i for i, item in reversed(list(enumerate(old))) if isinstance(item, str)}
+    if more and all(isinstance(item, str) and item in places for item in more):
+        return min(([common, more], [common, [], [places[item] for item in more]]), key=_size)
+    return [common, more]
 
 
 def _shorter(difference: Difference, new: Any) -> Difference:

@@ -16,6 +16,7 @@ from fwviz.registry import entry
 from fwviz.runs.trace import Trace
 from fwviz.types import FwvizError, Split
 from fwviz.ui import wire
+from fwviz.ui.brief import brief
 from fwviz.ui.chart import payload
 from fwviz.ui.measured import Measurements
 from fwviz.ui.measuring import Measurement
@@ -58,7 +59,7 @@ def draw(name: str, shown: Shown, measured: Measurements, sent: Sent | None = No
     # Words for screen readers and the like are of the page, not of the plot.
     meta = plain["layout"].pop("meta", {})
     facts |= {"ask": shown.ask(name), "summary": meta.get("summary", ""), "cursor": bool(meta.get("cursor"))}
-    return _less(name, facts | {"figure": plain}, sent)
+    return _less(name, facts | {"figure": brief(plain)}, sent)
 
 
 def _less(name: str, said: dict[str, Any], sent: Sent | None) -> str:

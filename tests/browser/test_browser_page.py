@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fwviz.charts import _style as style
+from fwviz.ui.brief import SIGN
 from fwviz.ui.delta import changes
 
 
@@ -195,6 +197,26 @@ def test_the_page_applies_differences_as_python_does(opened: Any) -> None:
     made = opened.evaluate("pairs => pairs.map(([old, difference]) => window.fwviz.patched(old, difference))", sent)
     for (old, new), found in zip(pairs, made, strict=True):
         assert found == new, (old, changes(old, new))
+
+
+def test_the_page_fills_in_what_a_figure_is_sent_without(opened: Any) -> None:
+    """Ranks with ties, signs, picked entries, and every number that half precision knows: subnormal, infinite, none."""
+    halves = np.arange(1 << 16, dtype="<u2").view("<f2")
+    x = np.array([0.5, -0.0, -2.0, 0.5, 1e-3, -2.0], "<f4")
+    packed = [{"dtype": a.dtype.str[1:], "bdata": base64.b64encode(a.tobytes()).decode()} for a in (x, halves)]
+    words = [f"{SIGN} loss"] * len(x)
+    meta = {"ranks": "text", "signs": {"hovertext": ["lower", "higher"]}, "halved": ["z", "x"]}
+    marks = {"meta": {"picks": {"x": [0, [2, None, 4]]}, "words": {"text": [0, [2, 0, 4]]}}}
+    sent = {"data": [{"x": packed[0], "z": packed[1], "hovertext": words, "meta": meta}, marks], "layout": {}}
+    bars, picked = opened.evaluate("figure => window.fwviz.filled(figure)", sent)["data"]
+    assert bars["text"] == [5, 3, 1, 6, 4, 2]
+    assert bars["hovertext"] == [f"{'lower' if v < 0 else 'higher'} loss" for v in x]
+    assert bars["x"] == packed[0]
+    np.testing.assert_array_equal(np.frombuffer(base64.b64decode(bars["z"]["bdata"]), "<f4"), halves.astype("<f4"))
+    assert picked["x"] == pytest.approx([-2.0, 0.0, 1e-3])
+    assert picked["text"] == ["−2", "+0.5", "+0.001"]
+    values = [0.0, *(sign * 1.23456 * 10.0**power for power in range(-9, 9) for sign in (1, -1)), 999.6, 0.0999999]
+    assert opened.evaluate("values => values.map(window.fwviz.number)", values) == [style.number(v) for v in values]
 
 
 def test_a_click_reaches_python(opened: Any) -> None:

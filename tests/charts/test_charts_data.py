@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,14 @@ LIGHT = style.palette("light")
 
 def traces(figure: go.Figure, kind: str, name: str | None = None) -> list[Any]:
     return [trace for trace in figure.data if trace.type == kind and (name is None or trace.name == name)]
+
+
+def told(trace: Any, i: int) -> str:
+    """What the pointer tells at one point: the template with what stands in it, numbers as they are."""
+    said: str = trace.hovertemplate
+    for name in ("hovertext", "text", "x", "y"):
+        said = re.sub(rf"%{{{name}(:[^}}]*)?}}", lambda _, name=name: str(trace[name][i]), said)
+    return said
 
 
 # --- relevance ------------------------------------------------------------------------------------
@@ -65,8 +74,12 @@ def test_lmo_bars_draw_each_score_in_its_task_and_row() -> None:
         axis = figure.layout[f"xaxis{k + 1}" if k else "xaxis"]
         assert axis.range[0] < expected[k] < 0 < axis.range[1]
         assert "promises a lower loss" in bar.hovertext[k]
-        assert "rank 1 of 3" in bar.hovertext[k]
+        assert "rank 1 of 3" in told(bar, k)
         assert "promises a higher loss" in bar.hovertext[2]
+        # The number beside a bar is the bar's, on the side of the zero line where it has room.
+        numbers = traces(figure, "scatter", "numbers")[k]
+        assert (list(numbers.text), list(numbers.y)) == ([f"−{3 + k}"], [k])
+        assert (list(numbers.x), list(numbers.textposition)) == ([0.0], ["middle right"])
     marks = traces(figure, "scatter", "chosen vertex")
     assert [(m.x[0], m.y[0], m.customdata[0]) for m in marks] == [(-3.0, 0, "c0"), (-4.0, 1, "c1")]
     assert all(m.marker.symbol == "diamond" for m in marks)
@@ -152,6 +165,7 @@ def test_lmo_history_shows_one_scope_and_its_choices() -> None:
     marks = traces(figure, "scatter")[0]
     assert list(zip(marks.x, marks.y, strict=True)) == [(1, "c0"), (2, "c1")]
     assert "25 % of the groups" in marks.hovertext[0]
+    assert told(marks, 1) == "Iteration 2 moves 25 % of the groups to <b>c1</b>:<br>-3.0 nats promised.<extra></extra>"
     assert figure.layout.meta["cursor"] == "x"
     np.testing.assert_allclose(traces(lmo_history(data, scope="flags"), "heatmap")[0].z, [[1.0, 2.0], [2.0, 3.0]])
 
@@ -351,6 +365,8 @@ def test_comparison_puts_the_best_complete_run_first() -> None:
     assert list(mean.customdata) == ["high", "low", "partial"]
     np.testing.assert_allclose(mean.x, [0.8, 0.55, 0.99], rtol=1e-6)
     assert list(figure.layout.yaxis.ticktext) == ["high", "low", "partial"]
+    of_some = {n.y for n in figure.layout.annotations if "1 of 2 tasks" in n.text}
+    assert of_some == {2}, "an average over fewer tasks says so, and no other"
     lines = sorted(shape.x0 for shape in figure.layout.shapes)
     assert lines == pytest.approx([0.2, 0.9])
     raised = [n.yshift for n in figure.layout.annotations if n.text.startswith("own checkpoints")]
