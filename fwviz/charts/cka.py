@@ -11,8 +11,8 @@ from fwviz.charts import _style as style
 from fwviz.registry import chart
 
 READING = (
-    "A cell compares the features that a merge and a task's own checkpoint give the same inputs: 1 is the same picture "
-    "but for a turn and a scale, 0 has nothing in common with it. Blue: closer to the own checkpoint than the base is, "
+    "A cell compares the features that a merge and a task's own checkpoint give the same inputs: 1 is alike but for a "
+    "turn and a scale, 0 has nothing in common. Blue: closer to the own checkpoint than the base is, "
     "orange: further away."
 )
 
