@@ -263,6 +263,7 @@ GOOD_ROWS = tuple(f"word {i} here,{label}" for i, label in enumerate("aabb" * 4)
 BAD_TABLES: dict[str, tuple[Make, str]] = {
     "empty": (lambda p: p.write_bytes(b""), "is empty"),
     "blank": (lambda p: p.write_bytes(b"\n \n\n"), "is empty"),
+    "only a byte order mark": (lambda p: p.write_bytes(b"\xef\xbb\xbf\n"), "is empty"),
     "only a head": (_rows(), "has a first line but no rows"),
     "an archive": (lambda p: shapes_zip(p, 5), "is an archive, but this pool reads texts"),
     "latin-1": (lambda p: p.write_bytes("text,label\ncafé,a\n".encode("latin-1")), "not UTF-8 text .line 2"),

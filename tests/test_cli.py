@@ -165,12 +165,31 @@ def test_lenses_write_tables_and_pages(run: Run, tiny_pool_path: Path, tmp_path:
         (["lens", "none"], "there is no lens 'none'"),
         (["export", "--out", "x"], "either a recorded run or a --recipe"),
         (["export", "../../etc", "--out", "x"], "not the id of a run"),
+        (["merge", "--recipe", "LIST", "--set", "scale=1"], "'settings' is a list"),
+        (["merge", "--recipe", "/dev/zero"], "too large for a recipe"),
+        (["merge", "--method", "weight_average", "--device", "cuda:77"], "no device 'cuda:77'"),
+        (["merge", "--method", "weight_average", "--out", "/dev/null/x"], "/dev/null/x cannot be made"),
+        (["merge", "--method", "weight_average", "--out", "/proc/x/y"], "/proc/x/y cannot be made"),
+        (["lens", "accuracy", "x", "--out", "/nowhere/x.csv"], "there is no folder /nowhere"),
+        (["pools", "--verify"], "name the pool"),
+        (["own", "x.csv", "--base", "/", "--bring", "/", "--seed", "abc"], "--seed is 'abc'"),
+        (["own", "/dev/zero", "--pool", "TEXTS"], "/dev/zero is no file"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_no_traceback(
-    run: Run, tiny_pool_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], sentence: str
+    run: Run,
+    tiny_pool_path: Path,
+    tiny_text_pool_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    sentence: str,
 ) -> None:
-    monkeypatch.setenv("FWVIZ_RUNS", str(tmp_path))
+    monkeypatch.setenv("FWVIZ_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("FWVIZ_OWN", str(tmp_path / "own"))
+    (tmp_path / "list.json").write_text('{"method": "task_arithmetic", "settings": [1]}')
+    given = {"LIST": tmp_path / "list.json", "TEXTS": tiny_text_pool_path}
+    words = [str(given.get(word, word)) for word in words]
     if words[0] == "merge" and "--pool" not in words:
         words = [*words, "--pool", str(tiny_pool_path)]
     code, _, err = run(*words)
@@ -178,6 +197,27 @@ def test_a_mistake_is_one_sentence_and_no_traceback(
     assert sentence in err
     assert err.startswith("fwviz: ")
     assert err.count("\n") == 1
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [tmp_path / "list.json"], "nothing is written"
+
+
+@pytest.mark.parametrize("words", [["merge", "--tasks"], ["merge", "--adapter-rank", "x"], ["score", "--nothing"]])
+def test_words_that_are_no_options_are_one_sentence(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("fwviz: ")
+    assert err.count("\n") == 1
+
+
+def test_what_no_command_foresaw_of_the_disk_is_one_sentence(
+    run: Run, tiny_pool_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(COMMANDS, "methods", full)
+    assert run("methods") == (1, "", "fwviz: a file cannot be read or written: No space left on device.\n")
 
 
 def test_unknown_commands_and_the_overview(run: Run) -> None:

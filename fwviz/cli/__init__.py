@@ -37,6 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         sys.stderr.close()
         return 141
+    except OSError as error:
+        where = f"{error.filename} cannot be read or written" if error.filename else "a file cannot be read or written"
+        print(f"fwviz: {where}: {error.strerror or error}.", file=sys.stderr)
+        return 1
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

@@ -70,6 +70,8 @@ def lens(argv: Sequence[str]) -> int:
     chosen = {n: _parse_like(n, d if given[n] is None else given[n], d) for n, d in options_of_lens.items()}
     if options.out is not None and options.out.suffix not in (".csv", ".html"):
         raise FwvizError(f"{options.out.name} ends neither in .csv nor in .html: name one of the two.")
+    if options.out is not None and not options.out.parent.is_dir():
+        raise FwvizError(f"there is no folder {options.out.parent}: make it, or name a file in another.")
     chart = _chart_of(name, options.chart) if options.out is not None and options.out.suffix == ".html" else None
     table = _last(analysis.run(**chosen | _lens_sources(tuple(parameters), options)))
     if chart is not None:

@@ -36,22 +36,24 @@ def merge(argv: Sequence[str]) -> int:
 
 def carry_out(recipe: Recipe, options: argparse.Namespace) -> None:
     """Run a recipe with a line per frame, print its results and write its weights if ``options.out`` says where."""
+    from fwviz.runs.assemble import require_device
     from fwviz.runs.export import export_weights
     from fwviz.runs.runner import Control, run
     from fwviz.runs.store import RunStore
 
+    require_device(recipe.device)  # before anything is recorded
     control = Control()
     writer = RunStore(options.runs).create(recipe)
     print(recipe.cli_line())
     frames = run(recipe, control=control, writer=writer)
     previous = signal.signal(signal.SIGINT, lambda *_: control.stop(at_once=control.stopped))
     try:
-        _print_frames(frames, recipe.tasks)
+        ended = _print_frames(frames, recipe.tasks)
     finally:
         signal.signal(signal.SIGINT, previous)
+    if ended is not None and ended.status == "failed":
+        raise FwvizError(ended.note)
     trace = RunStore(options.runs).load(writer.id)
-    if trace.status == "failed":
-        raise FwvizError(trace.note)
     _print_results(trace)
     if options.out is not None:
         kept = RunStore(options.runs).kept(writer.id)
@@ -97,18 +99,20 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _print_frames(frames: Iterable[Frame], tasks: Sequence[str]) -> None:
+def _print_frames(frames: Iterable[Frame], tasks: Sequence[str]) -> Frame | None:
+    """A line for each frame; returns the closing one."""
     shown = tasks if len(tasks) <= 8 else ()
     print(_line(("t", "loss", "gap", "step", "seconds", "mean"), shown, "vertices"))
     for frame in frames:
         if frame.status != "running":
             print(f"{frame.status} after {frame.seconds:.1f} s" + (f": {frame.note}" if frame.note else ""), flush=True)
-            continue
+            return frame
         chosen = " ".join(dict.fromkeys(name for group in frame.vertices for name in group)) if frame.inner == 0 else ""
         number = f"{frame.t}.{frame.inner}" if frame.inner else f"{frame.t}"
         accuracies = [percent(frame.accuracy.get(task)) for task in shown]
         facts = (short(frame.loss), short(frame.gap), short(frame.step_size), f"{frame.seconds:.1f}")
         print(_line((number, *facts, percent(frame.mean_accuracy)), accuracies, chosen[:60]), flush=True)
+    return None
 
 
 def _line(facts: Sequence[str], tasks: Iterable[str], chosen: str) -> str:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from fwviz.registry import SettingSpec, describe_settings, entry
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that complains in one sentence, without the list of all options before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"fwviz: {message}; {self.prog} --help tells the options.\n")
+
+
 def parser_of(name: str, command: Callable[..., Any]) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"fwviz {name}", description=command.__doc__, allow_abbrev=False)
+    return Parser(prog=f"fwviz {name}", description=command.__doc__, allow_abbrev=False)
 
 
 def flag(name: str) -> str:

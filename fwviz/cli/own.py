@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
@@ -48,13 +47,14 @@ def own(argv: Sequence[str]) -> int:
     if options.out is not None:
         check_target(options.out)  # before the work, not after it
     if options.base is None:
-        name = recipe_of(options).pool  # which also finds what is wrong with the options
-        parent: str | Base = str(Path(name).resolve()) if os.sep in name else name
+        asked = recipe_of(options)  # which also finds what is wrong with the options
+        parent: str | Base = str(Path(asked.pool).resolve()) if os.sep in asked.pool else asked.pool
+        seed = asked.seed
     else:
         if options.pool is not None or not options.bring:
             raise FwvizError("a --base stands in the place of a --pool, and needs checkpoints to --bring.")
-        parent = Base(_base(options.base))
-    wish = Wish(options.title, _names(options.classes), tuple(options.prompts), _seed(options.seed))
+        parent, seed = Base(_base(options.base)), _seed(options.seed)
+    wish = Wish(options.title, _names(options.classes), tuple(options.prompts), seed)
     brought = [_place(text) for text in options.bring]
     if options.keep is not None:
         check_target(options.keep)
@@ -80,7 +80,7 @@ def own(argv: Sequence[str]) -> int:
 
 def open_checkpoints(argv: Sequence[str]) -> int:
     """make a pool of checkpoints of your own and the base, tasks and checkpoints of another pool"""
-    parser = argparse.ArgumentParser(prog="fwviz pools open", description=open_checkpoints.__doc__, allow_abbrev=False)
+    parser = parser_of("pools open", open_checkpoints)
     parser.add_argument("checkpoint", nargs="+", help=_PLACES)
     parser.add_argument("--pool", required=True, help="id or folder of the pool they are added to")
     parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="a new folder for the pool")
@@ -106,7 +106,7 @@ def _place(text: str) -> tuple[str, Path]:
     from fwviz.pools.check import PICKLES
 
     path = Path(text)
-    if path.exists() or path.is_absolute() or path.suffix in (".safetensors", *PICKLES):
+    if (text and path.exists()) or path.is_absolute() or path.suffix in (".safetensors", *PICKLES):
         return path.stem if path.is_file() else path.resolve().name, path
     return text.rpartition("/")[2], _fetched(text)
 
@@ -131,6 +131,8 @@ def _fetched(text: str) -> Path:
 
 
 def _readable(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise FwvizError(f"{path} is no file: give a .zip of class folders, or a .csv of texts and labels.")
     try:
         with path.open("rb"):
             pass
@@ -149,7 +151,11 @@ def _names(items: Sequence[str]) -> dict[str, str]:
 
 
 def _seed(text: str | None) -> int:
-    return int(text or 0)  # which the recipe has checked
+    if text is None:
+        return 0
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise FwvizError(f"--seed is {text[:60]!r}, but must be a whole number from 0 on, of nine digits at most.")
+    return int(text)
 
 
 def _told(done: int, total: int) -> None:

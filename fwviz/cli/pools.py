@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +27,8 @@ def pools(argv: Sequence[str]) -> int:
     from fwviz.pools.open import missing_base, pool_card, pool_ids
 
     if options.pool is None:
+        if options.verify:
+            raise FwvizError(f"name the pool to --verify: {', '.join(pool_ids())}.")
         cards = [pool_card(name) for name in pool_ids()]
         rows = [
             (c.id, len(c.checkpoints), len(c.tasks), "missing" if missing_base(c) else "here", c.title) for c in cards
@@ -71,7 +72,7 @@ def pools(argv: Sequence[str]) -> int:
 
 def _hub(command: str, argv: Sequence[str]) -> int:
     """what a card's repositories would take, or the download of them"""
-    parser = argparse.ArgumentParser(prog=f"fwviz pools {command}", description=_hub.__doc__, allow_abbrev=False)
+    parser = parser_of(f"pools {command}", _hub)
     parser.add_argument("card", help="id or file of a card, or a pool whose base is on the Hub")
     parser.add_argument("--subset", help="only these tasks of the card, such as 8, 14 or 20")
     parser.add_argument("--no-data", action="store_true", help="leave the data sets out")
@@ -99,7 +100,7 @@ def _hub(command: str, argv: Sequence[str]) -> int:
 
 def _examine(argv: Sequence[str]) -> int:
     """hold checkpoints against their base: names, shapes, dtypes, vocabulary, NaN; nothing is written"""
-    parser = argparse.ArgumentParser(prog="fwviz pools examine", description=_examine.__doc__, allow_abbrev=False)
+    parser = parser_of("pools examine", _examine)
     parser.add_argument("checkpoint", type=Path, nargs="+", help="folder or safetensors file")
     parser.add_argument("--base", required=True, help="folder of the base, or id of a pool")
     parser.add_argument("--headers-only", action="store_true", help="do not read the weights")

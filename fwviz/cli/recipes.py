@@ -70,9 +70,11 @@ def read_recipe(path: Path, values: dict[str, Any], settings: dict[str, Any] | N
     from fwviz.runs.recipe import plain_from_text
 
     try:
-        if path.stat().st_size > MAX_RECIPE_FILE:
+        with path.open("rb") as file:  # what a file says of its size may not be so: a device never ends
+            content = file.read(MAX_RECIPE_FILE + 1)
+        if len(content) > MAX_RECIPE_FILE:
             raise FwvizError(f"{path} is too large for a recipe.")
-        text = path.read_text(encoding="utf-8")
+        text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text"
         raise FwvizError(f"the recipe {path} cannot be read ({reason}).") from None
@@ -81,8 +83,9 @@ def read_recipe(path: Path, values: dict[str, Any], settings: dict[str, Any] | N
         plain["settings"] = {}
         plain.pop("coefficients", None)
     plain |= values
-    if settings:
-        plain["settings"] = {**plain.get("settings", {}), **settings}
+    given = plain.get("settings", {})
+    if settings and isinstance(given, dict):
+        plain["settings"] = {**given, **settings}
     return _complete(plain)
 
 

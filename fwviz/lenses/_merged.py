@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from fwviz.lenses.comparison import describe
+from fwviz.pools.open import open_pool
 from fwviz.runs.assemble import Assembly, assemble, pool_fingerprint
 from fwviz.runs.export import merged_parts
+from fwviz.runs.recipe import Recipe
 from fwviz.runs.store import RunStore
 from fwviz.runs.trace import Trace
 from fwviz.types import Extension, FwvizError
@@ -46,9 +48,14 @@ def run_of(trace: Trace) -> str:
     return trace.id or trace.recipe.fingerprint()
 
 
+def lean(recipe: Recipe) -> Recipe:
+    """The same merge with as little of its checkpoints in memory as their files allow."""
+    return replace(recipe, storage=open_pool(recipe.pool).lean_storage(recipe.checkpoints))
+
+
 def rebuilt(traces: Sequence[Trace], store: RunStore | None) -> Iterator[Merged]:
     """The last iterate of every run: from its coefficients, from what ``store`` kept of it, else run again."""
     for trace in traces:
         kept = store.kept(trace.id) if store is not None and trace.id in store.ids() else None
-        theta, extension = merged_parts(trace, -1, assemble(replace(trace.recipe, storage="streamed")), kept)
+        theta, extension = merged_parts(trace, -1, assemble(lean(trace.recipe)), kept)
         yield Merged(run_of(trace), describe(trace), trace.recipe.method, theta, extension)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from fwviz.lenses._merged import lean
 from fwviz.lenses.comparison import describe
 from fwviz.runs.assemble import Assembly, assemble, pool_fingerprint
 from fwviz.runs.export import merged_weights
@@ -91,7 +92,7 @@ def locate_runs(
                 place = projector.locate(wide, frame.granularity)
             elif rerun and final:
                 with contextlib.suppress(FwvizError):  # a method that no longer passes there has no place either
-                    theta = merged_weights(trace, frame.index, assemble(replace(trace.recipe, storage="streamed")))
+                    theta = merged_weights(trace, frame.index, assemble(lean(trace.recipe)))
                     yield Located(**shared, place=plane.locate(theta), frame=frame, final=True)
                 continue
             else:

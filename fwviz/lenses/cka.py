@@ -63,7 +63,8 @@ def cka(
 
     wanted = {}
     for task in whole:
-        own = assembly.pool.task_vectors([own_checkpoint(card, task)], "streamed")
+        alone = [own_checkpoint(card, task)]
+        own = assembly.pool.task_vectors(alone, assembly.pool.lean_storage(alone))
         theta = own.vector(0).add_(own.base)
         wanted[task] = judge.focused([task], split=split, count=samples).features(theta)[task]
         done += 1

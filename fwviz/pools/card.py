@@ -439,7 +439,10 @@ def read_yaml(file: Path) -> dict[str, Any]:
             if depth > _MAX_DEPTH:
                 raise FwvizError(f"{file}: line {event.start_mark.line + 1} is nested deeper than {_MAX_DEPTH} levels.")
         value = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
+    except FwvizError:
+        raise
+    # PyYAML's constructors leak KeyError, IndexError, AttributeError … on values such as "!!bool x".
+    except Exception as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark is not None else ""
         what = " ".join(str(getattr(error, "problem", None) or type(error).__name__).split())[:100]

@@ -259,7 +259,7 @@ class Pool:
         if self.all_adapters:
             return self._low_rank(ids, dtype, where)
         if storage == "streamed":
-            if any(is_adapter(self._folder(name)) for name in ids):
+            if self.lean_storage(ids) != "streamed":
                 raise FwvizError("adapters beside whole checkpoints cannot be streamed: set storage to resident.")
             files = [self._checkpoint(name) for name in ids]
             for name, file in zip(ids, files, strict=True):
@@ -267,6 +267,10 @@ class Pool:
             return StreamedTaskVectors(self.layout, ids, self.base.to(where), files)
         matrix = self._matrices.get((ids, dtype, where), lambda: self._matrix(ids, dtype, where), _bytes)
         return ResidentTaskVectors(self.layout, ids, self.base.to(where), matrix)
+
+    def lean_storage(self, checkpoints: Sequence[str]) -> Storage:
+        """The storage that holds least of some checkpoints in memory: ``streamed`` unless there is an adapter."""
+        return "resident" if any(is_adapter(self._folder(name)) for name in checkpoints) else "streamed"
 
     # --- files ------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from fwviz.pools.adapters import is_adapter
 from fwviz.pools.card import load_card, weights_name
 from fwviz.pools.check import Finding, examine
 from fwviz.pools.places import is_id
-from fwviz.space.files import SafetensorsFile
+from fwviz.space.files import ModelFiles, SafetensorsFile
 from fwviz.types import FwvizError
 
 # What of a checkpoint's folder a pool keeps: weights and what says how to read them.
@@ -158,7 +158,7 @@ def _drop_strangers(folder: Path, base: Path) -> None:
     """Rewrite the weights of a checkpoint without the tensors its base lacks."""
     from safetensors.torch import load_file, save_file
 
-    file = SafetensorsFile(base / "model.safetensors")
+    file = ModelFiles(base)
     known = set(file.tensors)
     file.close()
     parts = sorted(folder.glob("*.safetensors"))

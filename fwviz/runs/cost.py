@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import threading
 import time
@@ -56,7 +57,7 @@ class MemoryWatch:
         if self._cuda is not None:
             return torch.cuda.max_memory_allocated(self._cuda)
         try:
-            return int(_STATM.read_text().split()[1]) * 4096
+            return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         except OSError:
             return 0
 

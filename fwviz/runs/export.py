@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from fwviz.backbones.families import FAMILIES
@@ -63,7 +65,7 @@ def export_weights(
     ``kept`` are the parts of the last iterate if the run store has them (:meth:`fwviz.runs.store.RunStore.kept`), else
     the method is run again for them. Raises FwvizError if the folder is not empty or the run has no such frame.
     """
-    target = Path(folder)
+    target = Path(folder) if Path(folder).name else Path(folder).resolve()  # "." has no name to write beside
     if rank is not None and rank < 1:
         raise FwvizError(f"an adapter of rank {rank} is none: give a rank of at least 1.")
     if format is not None and format not in EXPORT_FORMATS:
@@ -80,18 +82,25 @@ def export_weights(
     partial = target.with_name(target.name + ".partial")
     check_target(partial)
     error = 0.0
-    if chosen == "adapter":
-        error = write_adapter(trace, index, assembly, theta, extension, partial, rank)
-        save_classifiers(partial, assembly.pool.heads(trace.tasks))
-    else:
-        _write_model(assembly, theta, partial, chosen)
-        _write_parts(assembly, trace.tasks, extension, partial)
-    (partial / "recipe.yaml").write_text(trace.recipe.to_yaml(), encoding="utf-8")
-    text = model_card(trace, index, assembly, chosen, extension, error)
-    (partial / "README.md").write_text(text, encoding="utf-8")
-    if target.is_dir():
-        target.rmdir()
-    partial.replace(target)
+    try:
+        if chosen == "adapter":
+            error = write_adapter(trace, index, assembly, theta, extension, partial, rank)
+            save_classifiers(partial, assembly.pool.heads(trace.tasks))
+        else:
+            _write_model(assembly, theta, partial, chosen)
+            _write_parts(assembly, trace.tasks, extension, partial)
+        (partial / "recipe.yaml").write_text(trace.recipe.to_yaml(), encoding="utf-8")
+        text = model_card(trace, index, assembly, chosen, extension, error)
+        (partial / "README.md").write_text(text, encoding="utf-8")
+        if target.is_dir():
+            target.rmdir()
+        partial.replace(target)
+    except BaseException as failure:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(failure, OSError | SafetensorError):
+            why = getattr(failure, "strerror", None) or failure
+            raise FwvizError(f"{target} cannot be written ({why}): name another folder.") from None
+        raise
     return target
 
 
@@ -169,9 +178,18 @@ def write_adapter(
 
 
 def check_target(folder: Path) -> None:
-    """Raise FwvizError unless ``folder`` is absent or empty, so that an export never mixes with other files."""
+    """Raise FwvizError unless ``folder`` is absent or empty, so that an export never mixes with other files.
+
+    Nor if it could not be made: long work must not end in that.
+    """
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise FwvizError(f"{folder} is there and not empty: name a new folder.")
+    around = next(place for place in folder.absolute().parents if place.exists())
+    try:
+        with tempfile.TemporaryDirectory(prefix=".fwviz-", dir=around):
+            pass
+    except OSError as error:
+        raise FwvizError(f"{folder} cannot be made ({error.strerror}): name a folder elsewhere.") from None
 
 
 def merged_weights(trace: Trace, index: int, assembly: Assembly) -> Tensor:

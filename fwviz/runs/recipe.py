@@ -32,7 +32,7 @@ GIVEN = "given_coefficients"  # the method that merges with the coefficients of 
 DTYPES = ("float32", "bfloat16", "float16")
 STORAGES = ("resident", "streamed")
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")  # whatever a card may call its parts
 _DEVICE = re.compile(r"cpu|mps|cuda(:\d{1,2})?")
 
 

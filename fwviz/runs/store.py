@@ -26,6 +26,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from safetensors import SafetensorError
+
 from fwviz.runs.extension import Kept, load_kept, save_kept
 from fwviz.runs.recipe import Recipe
 from fwviz.runs.trace import FORMAT, Cost, Frame, Trace
@@ -183,24 +185,41 @@ class RunWriter:
         """Record a frame. Beyond 16 MB of a run its inner updates are no longer recorded."""
         if frame.inner and frame.status == "running" and self._written > MAX_INNER_BYTES:
             return
+        if self._frames.closed:  # the disk failed before: what followed is not recorded
+            return
         line = json.dumps(frame.to_dict(), separators=(",", ":")) + "\n"
-        self._frames.write(line)
-        self._frames.flush()
+        with self._writing():
+            self._frames.write(line)
+            self._frames.flush()
         self._written += len(line)
 
     def finish(self, trace: Trace, kept: Kept | None = None) -> None:
         """Record how the run ended, with all of its trace and the parts of its last step; done once."""
         if self._frames.closed:
             return
-        os.fsync(self._frames.fileno())
-        if kept is not None:
-            save_kept(self.folder, kept)
-        trace.table().to_parquet(self.folder / "frames.parquet", index=False)
         test = trace.final.get("test", {})
         result: dict[str, Any] = {"status": trace.status, "note": trace.note, "cost": asdict(trace.cost)}
         result["accuracy"] = sum(s.accuracy for s in test.values()) / len(test) if test else None
-        _write_json(self.folder / "result.json", result)
-        self._frames.close()  # releases the lock
+        with self._writing():
+            os.fsync(self._frames.fileno())
+            if kept is not None:
+                save_kept(self.folder, kept)
+            trace.table().to_parquet(self.folder / "frames.parquet", index=False)
+            _write_json(self.folder / "result.json", result)
+            self._frames.close()  # releases the lock
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What the disk refuses is one sentence; the record then ends where it is, and counts as cut off."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            with contextlib.suppress(OSError):
+                self._frames.close()
+            why = getattr(error, "strerror", None) or error
+            raise FwvizError(
+                f"the run store {self.folder.parent} cannot be written ({why}): make room, or name another folder."
+            ) from None
 
     def _write_header(self) -> None:
         trace = self._trace
@@ -217,7 +236,8 @@ class RunWriter:
             "groups": trace.groups,
             "group_sizes": trace.group_sizes,
         }
-        _write_json(self.folder / "header.json", header)
+        with self._writing():
+            _write_json(self.folder / "header.json", header)
 
 
 def _read_header(folder: Path) -> Trace:

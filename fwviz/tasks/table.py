@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from codecs import BOM_UTF8
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,13 +27,13 @@ def read_table(path: Path, take: Take) -> None:
     """
     title = path.name
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE:
-            raise FwvizError(f"{title} has {size >> 20} MiB, but a table may have {MAX_FILE >> 20}: take fewer rows.")
-        content = path.read_bytes()
+        with path.open("rb") as file:  # what a file says of its size may not be so: a device never ends
+            content = file.read(MAX_FILE + 1)
     except OSError as error:
         raise FwvizError(f"{title} cannot be read: {error.strerror}.") from None
-    if not content.strip():
+    if len(content) > MAX_FILE:
+        raise FwvizError(f"{title} has more than the {MAX_FILE >> 20} MiB a table may have: take fewer rows.")
+    if not content.removeprefix(BOM_UTF8).strip():
         raise FwvizError(f"{title} is empty: it needs a line 'text,label' and a row per example.")
     try:
         text = content.decode("utf-8-sig")

@@ -38,6 +38,7 @@ MAX_VISITOR = 2 << 30  # bytes
 MAX_ALL = 8 << 30  # bytes of all visitors
 MAX_POOLS = 24  # of a visitor, those that others were made of included
 MAX_VISITORS = 2000
+_LONGEST_NAME = 200  # bytes: file systems take 255
 _ROOM = 256 << 20  # bytes of disk that stay free
 _ENDINGS: dict[Kind, tuple[str, ...]] = {
     "task": (".zip", ".csv", ".tsv", ".txt"),
@@ -202,6 +203,7 @@ class Shelf:
                 raise FwvizError(f"{name[-80:]!a} is a name that could lead elsewhere: call the file otherwise.")
             plain = re.sub(r"[^\w.+ ()-]", "_", name)[-80:].lstrip(".")
             plain = plain if chosen == "task" else _COPY.sub("", plain)
+            plain = plain.encode()[-_LONGEST_NAME:].decode(errors="ignore")
             if not plain.lower().endswith(_ENDINGS[chosen]):
                 raise FwvizError(_wrong_ending(plain, chosen))
             if len(visitor.uploads) + visitor.receiving >= MAX_FILES:
@@ -212,11 +214,15 @@ class Shelf:
                 raise _too_large(plain, MAX_BYTES[chosen])
             if announced > room:
                 raise FwvizError(f"there is no room for {plain} on the server: try a smaller one, or later.")
+            token = secrets.token_hex(8)
+            try:
+                (folder / "files" / token).mkdir(parents=True)
+                receiving = Receiving(self, key, chosen, plain, folder / "files" / token / plain, room, token)
+            except OSError:
+                raise FwvizError(f"there is no room for {plain} on the server: try later.") from None
             visitor.receiving += 1
             self._watch()
-            token = secrets.token_hex(8)
-            (folder / "files" / token).mkdir(parents=True)
-            return Receiving(self, key, chosen, plain, folder / "files" / token / plain, room, token)
+            return receiving
 
     def upload(self, key: str, file: object, kind: Kind) -> Upload:
         """A file that was received from this visitor."""

@@ -30,7 +30,7 @@ MOST = 10.0  # the largest coefficient by hand
 
 _VIEW = re.compile(r"(run|rec):([A-Za-z0-9][A-Za-z0-9._-]{0,119})")
 _CONTROL = re.compile(rf"({'|'.join(TABS)})\.([a-z][a-z_]{{0,29}})")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,119}")
 _RECIPE_KEYS = re.compile(r"pool|method|tasks|checkpoints|seed|device|dtype|storage|precision|set\..{1,60}")
 
 
@@ -125,6 +125,8 @@ def parse_recipe(value: Any, pools: Sequence[str]) -> Recipe:
     Only pools by their id: a browser must not make the server open a folder of its choice.
     """
     if not isinstance(value, str) or value == "null":
+        raise FwvizError("the page sent no recipe: reload it.")
+    if not value.lstrip().startswith("{"):  # YAML is for files: a deep one takes seconds to be refused
         raise FwvizError("the page sent no recipe: reload it.")
     recipe = Recipe.from_text(value)
     parse_id(recipe.pool, pools, "pool")

@@ -13,11 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from fwviz.backbones.folders import base_folder
 from fwviz.lenses.cka import cka
 from fwviz.lenses.generalisation import generalisation
 from fwviz.lenses.left_out import left_out
+from fwviz.pools.open import pool_card
 from fwviz.runs.assemble import Assembly, assemble
 from fwviz.runs.export import merged_parts
+from fwviz.runs.own import own_pool
 from fwviz.runs.recipe import Recipe
 from fwviz.runs.runner import execute
 from fwviz.runs.store import RunStore
@@ -26,6 +29,7 @@ from fwviz.space.layout import unflatten
 from fwviz.space.similarity import linear_cka
 from fwviz.space.spectrum import high_pass
 from fwviz.types import FwvizError
+from tests.own_models import lora_of
 
 
 def opened(pool: Path, checkpoints: tuple[str, ...], tasks: tuple[str, ...]) -> Assembly:
@@ -96,6 +100,16 @@ def test_generalisation_says_what_is_wrong(assembly: Assembly, options: dict[str
 
 
 # --- features of merges ---------------------------------------------------------------------------
+
+
+def test_cka_of_adapters_beside_whole_checkpoints(tiny_pool_path: Path, tmp_path: Path) -> None:
+    """An adapter cannot be streamed, so a merge with one is rebuilt in memory."""
+    card = pool_card(tiny_pool_path)
+    adapter = lora_of(card.root / card.checkpoint("shape").path, base_folder(card), tmp_path / "low")
+    pool = own_pool(str(tiny_pool_path.resolve()), tmp_path / "mixed", checkpoints=[("low", adapter)]).root
+    trace = execute(recipe(pool, ("colour", "low"), ("colour",), "weight_average"))
+    table = last(cka(opened(pool, ("colour", "low"), ("colour",)), [trace], samples=40)).set_index("run")
+    assert 0.5 < table.loc[trace.recipe.fingerprint(), "cka"] < 1.0
 
 
 def test_cka_compares_with_the_tasks_own_checkpoints(assembly: Assembly, soft: Trace, tiny_pool_path: Path) -> None:

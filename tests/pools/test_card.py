@@ -127,6 +127,9 @@ TEXTS: dict[str, tuple[bytes, str]] = {
     "deep": (b"a: " + b"[" * 2000 + b"]" * 2000, "nested deeper|no valid YAML"),
     "two documents": (b"a: 1\n---\nb: 2\n", "no valid YAML"),
     "long number": (b"format: " + b"9" * 6000, "no valid YAML|format is"),
+    "no boolean": (b"format: !!bool x", "no valid YAML"),
+    "no moment": (b"format: !!timestamp x", "no valid YAML"),
+    "no number": (b'format: !!int ""', "no valid YAML"),
     "bad date": (b"format: 2026-99-99", "no valid YAML|format is"),
 }
 

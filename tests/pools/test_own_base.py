@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from fwviz.pools.base import examine_base, read_base
+from fwviz.pools.card import load_card
 from fwviz.pools.check import examine
+from fwviz.pools.own import bring_checkpoint
 from tests.own_models import BAD_BASES, bad_base, ia3_of, lora_of
 
 
@@ -59,6 +63,26 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_warned_of(tiny_text_pool
     tokenizer.save(str(folder / "tokenizer.json"))
     (warning,) = [finding for finding in examine_base(folder) if finding.severity == "warning"]
     assert re.fullmatch(r"tokenizer.json has \d+ tokens, the model \d+: .*", warning.text)
+
+
+def test_a_checkpoint_with_a_head_beside_a_base_in_shards(pool_copy: Any, tmp_path: Path) -> None:
+    """What the base lacks is left out, wherever the base keeps its tensors."""
+    base = pool_copy.root / "base"
+    whole = load_file(base / "model.safetensors")
+    names = sorted(whole)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, some in parts.items():
+        save_file({name: whole[name] for name in some}, base / file, metadata={"format": "pt"})
+    index = {"weight_map": {name: file for file, some in parts.items() for name in some}}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    (base / "model.safetensors").unlink()
+    own = load_file(pool_copy.root / "checkpoints" / "shape" / "model.safetensors")
+    save_file(own | {"classifier.weight": torch.zeros(3, 4)}, tmp_path / "own.safetensors")
+    found = bring_checkpoint(tmp_path / "own.safetensors", "own", load_card(pool_copy.root), tmp_path / "pool")
+    assert found.card is not None
+    kept = load_file(tmp_path / "pool" / found.card.path / "model.safetensors")
+    assert set(kept) == set(own)
+    assert all(torch.equal(kept[name], own[name]) for name in own)
 
 
 def test_adapters_that_change_what_is_not_merged(tiny_pool_path: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,29 @@ def test_a_folder_with_something_in_it_is_refused_and_left_alone(tiny_pool_path:
     with pytest.raises(FwvizError, match="no frame 99"):
         export_weights(trace, 99, tmp_path / "late")
     assert not (tmp_path / "late").exists()
+
+
+def test_an_export_that_fails_leaves_nothing(tiny_pool_path: Path, tmp_path: Path) -> None:
+    """Not even half of one, which would keep the next from the same place."""
+    trace = execute(recipe(tiny_pool_path))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(FwvizError, match="cannot be written"):
+            export_weights(trace, -1, tmp_path / "merged")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not any(tmp_path.iterdir())
+    assert export_weights(trace, -1, tmp_path / "merged").is_dir()
+
+
+def test_an_export_into_the_folder_one_is_in(
+    tiny_pool_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export_weights(execute(recipe(tiny_pool_path)), -1, ".")
+    assert (tmp_path / "here" / "model.safetensors").is_file()
 
 
 def test_a_merge_without_coefficients_is_made_again(tiny_pool_path: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ PLAIN = {
     "seed": 7,
 }
 
-IDS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
+IDS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,20}", fullmatch=True)  # what a card may call its parts
 METHOD_AND_SETTINGS = st.one_of(
     st.tuples(st.just("weight_average"), st.just({})),
     st.tuples(

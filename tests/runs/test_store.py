@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from fwviz.runs.recipe import Recipe
+from fwviz.runs.runner import run
 from fwviz.runs.store import CUT_OFF, RunStore, RunWriter
 from fwviz.runs.trace import Cost, Frame, Trace, matrix
 from fwviz.types import FwvizError, Score
@@ -169,6 +171,27 @@ def test_a_live_update_is_small() -> None:
     recorded = big.to_dict()
     assert recorded["accuracy"][tasks[0]] == 0.333333
     assert Frame.from_dict(json.loads(json.dumps(recorded))).to_dict() == recorded
+
+
+def test_a_disk_that_is_full_ends_a_run_with_one_sentence(tiny_pool_path: Path, tmp_path: Path) -> None:
+    """What the disk refuses in the middle of a run fails the run; the record counts as cut off."""
+    store = RunStore(tmp_path)
+    settings = {"scale_search": "calibration", "scale_points": 100}
+    plain = {"pool": str(tiny_pool_path), "method": "task_arithmetic", "tasks": ["colour"], "checkpoints": ["colour"]}
+    writer = store.create(Recipe.from_dict(plain | {"settings": settings}))
+    frames = run(writer._trace.recipe, writer=writer)
+    found = [next(frames), next(frames)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / writer.id / "frames.jsonl").stat().st_size + 10, before[1]))
+    try:
+        found += frames
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert found[-1].status == "failed"
+    assert "cannot be written" in found[-1].note
+    assert len(found) < 10
+    assert store.load(writer.id).note == CUT_OFF
+    store.delete(writer.id)
 
 
 def test_an_unwritable_store_is_one_sentence(tmp_path: Path) -> None:

@@ -274,6 +274,7 @@ def test_uploads_are_counted_and_refused(tmp_path: Path, monkeypatch: pytest.Mon
     assert "reload it" in send(b"x", to="x" * 24)[1]
     for name in ("..%2F..%2Fetc%2Fpasswd.zip", "%00.zip", "a%5C..%5Cb.zip", ".zip", "%E2%80%AE.zip"):
         send(b"x", name)
+    assert send(b"x", f"{'%F0%A0%80%80' * 90}.zip") == (200, ""), "a name of more bytes than a file system takes is cut"
     inside = [path.relative_to(tmp_path).parts for path in tmp_path.rglob("*") if path.is_file()]
     assert inside
     assert all(len(parts) == 5 and parts[0] == "shelf" and parts[2] == "files" for parts in inside), inside

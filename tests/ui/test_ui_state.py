@@ -167,6 +167,8 @@ def test_a_recipe_names_a_pool_by_its_id() -> None:
     assert good.checkpoints == ("a",)
     with pytest.raises(FwvizError, match="no such pool"):
         state.parse_recipe(json.dumps({"pool": "/etc", **fields}), ("vision",))
+    with pytest.raises(FwvizError, match="no recipe"):
+        state.parse_recipe("pool: vision", ("vision",))
 
 
 def test_compared_runs_are_bounded_and_single() -> None:
