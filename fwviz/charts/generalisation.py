@@ -15,7 +15,6 @@ READING = (
     "Blue: better, orange: worse — than without the filter, or than the base, as chosen above. If it is the coarse "
     "part that disturbs other tasks, taking it out costs little in the frames and helps outside of them."
 )
-SHOWN = ("difference", "accuracy", "filtered")
 
 
 @chart(

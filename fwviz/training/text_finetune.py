@@ -64,18 +64,6 @@ def text_head(encoder: Any, tokenizer: Any, task: TextTask) -> Tensor:
     return F.normalize(torch.stack(rows), dim=-1)
 
 
-@torch.no_grad()
-def text_accuracy(encoder: Any, tokenizer: Any, head: Tensor, split: TextSplit) -> float:
-    """Share of sentences whose nearest class is the right one."""
-    hits = 0
-    order = sorted(range(len(split.texts)), key=lambda i: len(split.texts[i]))
-    for start in range(0, len(order), 50):
-        rows = order[start : start + 50]
-        scores = embed(encoder, tokenise(tokenizer, [split.texts[i] for i in rows])) @ head.T
-        hits += int((scores.argmax(1) == torch.tensor([split.labels[i] for i in rows])).sum())
-    return hits / len(split.texts)
-
-
 def batches(lengths: np.ndarray, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """Rows of one batch after the other, without end; texts of a batch are of about one length.
 
