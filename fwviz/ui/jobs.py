@@ -269,7 +269,8 @@ class JobBoard:
             job.final = replace(
                 job.header, frames=tuple(job.frames), status="stopped" if not job.started else "failed", note=job.note
             )
-            job.writer.finish(job.final)
+            with contextlib.suppress(FwvizError):  # a record that cannot be written must not keep the others waiting
+                job.writer.finish(job.final)
         job.version += 1
         ended = [other for other in self._jobs.values() if other.ended]
         for other in sorted(ended, key=lambda other: other.seen)[: max(0, len(ended) - self.kept)]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -144,6 +145,18 @@ def test_a_queued_job_can_be_stopped(board: JobBoard) -> None:
     assert board.store.load(jobs[2].id).status == "stopped"
     board.stop(jobs[0])
     until(lambda: jobs[0].ended)
+
+
+def test_a_record_that_cannot_be_written_keeps_no_other_waiting(tmp_path: Path, clockwork: Clockwork) -> None:
+    board = JobBoard(RunStore(tmp_path), slots=1, execute=clockwork)
+    first, lost, last = (board.submit(RECIPE, "me") for _ in range(3))
+    shutil.rmtree(tmp_path / lost.id)
+    board.stop(lost)
+    assert lost.state == "stopped"
+    clockwork.gate.set()
+    until(lambda: first.ended and last.ended)
+    assert (first.state, last.state) == ("done", "done")
+    board.close()
 
 
 def test_a_job_nobody_looks_at_ends_by_itself(tmp_path: Path, clockwork: Clockwork) -> None:
