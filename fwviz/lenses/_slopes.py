@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fwviz.space.wide import double
 from fwviz.types import FwvizError, Groups, Problem
 
 _CHUNK = 1 << 22  # elements multiplied in float64 at a time: 32 MB instead of 8·P bytes
@@ -40,6 +41,6 @@ def moved(gradient: Tensor, theta: Tensor, base: Tensor, groups: Groups) -> Tens
         total = 0.0
         for a in range(start, stop, _CHUNK):
             b = min(a + _CHUNK, stop)
-            total += float(torch.dot(gradient[a:b].double(), theta[a:b].double() - base[a:b].double()))
+            total += float(torch.dot(double(gradient[a:b]), double(theta[a:b]) - double(base[a:b])))
         sums.append(total)
     return torch.tensor(sums, dtype=torch.float64)

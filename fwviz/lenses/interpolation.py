@@ -14,6 +14,7 @@ from fwviz.lenses import _names as names
 from fwviz.registry import lens
 from fwviz.runs.assemble import Assembly
 from fwviz.space.plane import BASE
+from fwviz.space.wide import dot
 from fwviz.types import FwvizError, Split
 
 MERGE = "merge"
@@ -99,7 +100,7 @@ def survey(
 ) -> Iterator[pd.DataFrame]:
     """The tables of :func:`interpolation` between any two weights (P,) and for any measure."""
     direction = last - first
-    length = float(direction.double().norm()) if direction.numel() < 1 << 24 else float(direction.norm())
+    length = math.sqrt(dot(direction, direction))
     buffer = torch.empty_like(first)
     growing = field.Growing(COLUMNS, points)
     steps = points - 1

@@ -12,6 +12,7 @@ from fwviz.methods.adamerging import Settings as AdaMerging
 from fwviz.methods.adamerging import adapt
 from fwviz.space.simplex import parents, sum_groups
 from fwviz.space.transformed import stretched
+from fwviz.space.wide import dot
 from fwviz.types import Groups, LossName, Objective, Problem, Step, TaskVectors
 
 INITS = ("base", "average", "task_arithmetic", "adamerging")
@@ -175,7 +176,7 @@ def _slopes(hull: Hull, gradient: Tensor, theta: Tensor, coefficients: Tensor | 
     if coefficients is not None:
         return hull.slopes(products, (coefficients * products).sum(dim=1))
     base = hull.vectors.base
-    anchor = [float(torch.dot(gradient[a:b], theta[a:b] - base[a:b])) for a, b in hull.groups.ranges()]
+    anchor = [dot(gradient[a:b], theta[a:b] - base[a:b]) for a, b in hull.groups.ranges()]
     return hull.slopes(products, torch.tensor(anchor, dtype=torch.float64))
 
 

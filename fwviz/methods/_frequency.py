@@ -17,6 +17,7 @@ from torch import Tensor
 from fwviz.registry import setting
 from fwviz.space import spectrum
 from fwviz.space.parallel import in_parallel
+from fwviz.space.wide import total
 from fwviz.types import ParamLayout, TaskVectors
 
 MODES = ("paper", "official")
@@ -241,4 +242,4 @@ def magnitude_shares(vectors: TaskVectors, chosen: frozenset[int]) -> list[float
 
 
 def _magnitude(vectors: TaskVectors, i: int, bounds: Sequence[tuple[int, int]]) -> float:
-    return sum(float(vectors.block(start, stop, [i]).abs_().sum(dtype=torch.float64)) for start, stop in bounds)
+    return sum(total(vectors.block(start, stop, [i])[0].abs_()) for start, stop in bounds)

@@ -12,6 +12,7 @@ from fwviz.methods import _experts
 from fwviz.registry import merge_method, setting
 from fwviz.space.blocks import Blocks, Piece
 from fwviz.space.experts import MaskExpert, pack_bits, smallest_exact
+from fwviz.space.wide import total
 from fwviz.tasks.extended import stored_bytes
 from fwviz.types import Extension, ParamLayout, Problem, Step
 
@@ -97,8 +98,8 @@ def rescaler(tau: Tensor, mask: Tensor, unified: Tensor, layout: ParamLayout, ru
     """λ_t of one task vector (P,), its mask (P,) and the elected one (P,); 1 if the mask keeps nothing."""
     own, kept = tau.abs(), (unified * mask).abs_()
     if rule == "paper":
-        top, bottom = float(own.double().sum()), float(kept.double().sum())
+        top, bottom = total(own), total(kept)
     else:
         bounds = list(layout.groups("tensor").ranges())
-        top, bottom = (sum(float(part[a:b].double().mean()) for a, b in bounds) for part in (own, kept))
+        top, bottom = (sum(total(part[a:b]) / (b - a) for a, b in bounds) for part in (own, kept))
     return top / bottom if bottom > 0 else 1.0

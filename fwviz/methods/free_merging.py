@@ -14,6 +14,7 @@ from fwviz.methods import _experts, _frequency
 from fwviz.registry import merge_method, setting
 from fwviz.space.experts import SparseExpert
 from fwviz.space.selection import order_statistics
+from fwviz.space.wide import total
 from fwviz.tasks.extended import stored_bytes
 from fwviz.types import Expert, Extension, ParamLayout, Problem, Step
 
@@ -174,8 +175,8 @@ def largest(tau: Tensor, layout: ParamLayout, density: float, top: str) -> Tenso
 
 def paper_factor(tau: Tensor, indices: Tensor, density: float, weight: float) -> float:
     """μ = −E|M|·ln d / (λ·E|τ|), both means over all parameters; ``weight`` is λ; 0 where τ is."""
-    whole = float(tau.abs().sum(dtype=torch.float64))
-    kept = float(tau[indices].abs().sum(dtype=torch.float64))
+    whole = total(tau.abs())
+    kept = total(tau[indices].abs())
     return -kept * math.log(density) / (weight * whole) if weight * whole > 0 else 0.0
 
 

@@ -31,6 +31,6 @@ def sign_conflicts(vectors: TaskVectors, start: int, stop: int, *, weighted: boo
         size = part if weighted else part.sign()
         product, both = size @ size.t(), size.abs() @ size.abs().t()
         # Same and opposite signs add up to all, and their difference is the product.
-        against += ((both - product) / 2).double().cpu()
-        counted += both.double().cpu()
+        against += ((both - product) / 2).cpu().double()
+        counted += both.cpu().double()
     return torch.where(counted > 0, against / counted, 0.0).clamp(0.0, 1.0)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fwviz.space.simplex import parents
+from fwviz.space.wide import dot, double
 from fwviz.types import FwvizError, Granularity, ParamLayout, TaskVectors
 
 BASE = "base"
@@ -61,17 +62,17 @@ class Plane:
         """Where any θ (P,) lies, in float64, piece by piece."""
         products = [0.0, 0.0]
         for a in range(0, theta.numel(), _CHUNK):
-            moved = theta[a : a + _CHUNK].double() - self.origin[a : a + _CHUNK].double()
+            moved = double(theta[a : a + _CHUNK]) - double(self.origin[a : a + _CHUNK])
             for k, axis in enumerate((self.u, self.v)):
-                products[k] += float(torch.dot(moved, axis[a : a + _CHUNK].double()))
+                products[k] += float(torch.dot(moved, double(axis[a : a + _CHUNK])))
         x, y = products
         square = left = 0.0
         for a in range(0, theta.numel(), _CHUNK):
             part = slice(a, a + _CHUNK)
-            moved = theta[part].double() - self.origin[part].double()
+            moved = double(theta[part]) - double(self.origin[part])
             square += float(torch.dot(moved, moved))
             # Lengths of what remains, not a difference of squares: in the plane it is 0, not a rounding error's root.
-            moved.sub_(self.u[part], alpha=x).sub_(self.v[part], alpha=y)
+            moved.sub_(double(self.u[part]), alpha=x).sub_(double(self.v[part]), alpha=y)
             left += float(torch.dot(moved, moved))
         return Place(x, y, math.sqrt(square), math.sqrt(left))
 
@@ -90,9 +91,9 @@ class Projector:
         self._gram = vectors.gram(self._fine)
         if plane.span is None:
             away = plane.origin - vectors.base
-            self._square = _dot(away, away)
+            self._square = dot(away, away)
             self._products = [vectors.scores(axis, self._fine).double() for axis in (away, plane.u, plane.v)]
-            self._offsets = [_dot(away, axis) for axis in (plane.u, plane.v)]
+            self._offsets = [dot(away, axis) for axis in (plane.u, plane.v)]
 
     def locate(self, coefficients: Tensor, granularity: Granularity) -> Place:
         """Where θ₀ + Σᵢ λ[g, i]·τᵢ,g lies. coefficients (G, n)."""
@@ -169,12 +170,12 @@ def random_plane(layout: ParamLayout, origin: Tensor, seed: int) -> Plane:
     """
     generator = torch.Generator().manual_seed(seed)
     u, v = (_filter_normalised(layout, origin, generator) for _ in range(2))
-    length = math.sqrt(_dot(u, u))
+    length = math.sqrt(dot(u, u))
     if length == 0.0:
         raise FwvizError("the model has no matrix that is not zero, so it has no filter-normalised directions.")
     u.div_(length)
-    v.sub_(u, alpha=_dot(u, v))
-    v.div_(math.sqrt(_dot(v, v)))
+    v.sub_(u, alpha=dot(u, v))
+    v.div_(math.sqrt(dot(v, v)))
     return Plane(origin, u, v, {}, length)
 
 
@@ -186,9 +187,3 @@ def _filter_normalised(layout: ParamLayout, origin: Tensor, generator: torch.Gen
             target.copy_(torch.randn(target.shape, generator=generator))  # drawn on the CPU: the same on any device
             target.mul_(own.norm(dim=1, keepdim=True) / target.norm(dim=1, keepdim=True))
     return direction
-
-
-def _dot(a: Tensor, b: Tensor) -> float:
-    """⟨a, b⟩ in float64, piece by piece."""
-    pieces = zip(a.split(_CHUNK), b.split(_CHUNK), strict=True)
-    return math.fsum(float(torch.dot(p.double(), q.double())) for p, q in pieces)

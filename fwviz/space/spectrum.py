@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fwviz.space.wide import home
 from fwviz.types import FwvizError
 
 
@@ -82,8 +83,8 @@ def band_pass(matrix: Tensor, low: float, high: float) -> Tensor:
     if low <= 0 and high > 1:
         return matrix.clone()
     spectrum = torch.fft.rfft2(_real(matrix))
-    square = _square_frequency(*matrix.shape[-2:], half=True, device=matrix.device)
-    spectrum.masked_fill_((square < 2 * low * low) | (square >= 2 * high * high), 0.0)
+    square = _square_frequency(*matrix.shape[-2:], half=True, device=home(matrix.device))
+    spectrum.masked_fill_(((square < 2 * low * low) | (square >= 2 * high * high)).to(matrix.device), 0.0)
     return torch.fft.irfft2(spectrum, s=matrix.shape[-2:]).to(matrix.dtype)
 
 
@@ -102,8 +103,8 @@ def official_high_pass(matrix: Tensor, ratio: float, *, side: str = "min") -> Te
         side: "min" or "max", the side that ``ratio`` is a share of.
     """
     height, width = matrix.shape[-2:]
-    y = torch.arange(height, device=matrix.device) - height // 2
-    x = torch.arange(width, device=matrix.device) - width // 2
+    y = torch.arange(height, device=home(matrix.device)) - height // 2
+    x = torch.arange(width, device=home(matrix.device)) - width // 2
     square = (y.square()[:, None] + x.square()).to(torch.float64)
     inner = min(height, width) // 10
     outer = ratio * (min(height, width) if side == "min" else max(height, width))
@@ -112,7 +113,7 @@ def official_high_pass(matrix: Tensor, ratio: float, *, side: str = "min") -> Te
     # The real part of a filtered real signal is that of the filter averaged with its mirror image M[−k], which differs
     # from M where a side is odd. The average is symmetric, so that half a spectrum is enough.
     mirrored = mask.flip(0, 1).roll((1, 1), (0, 1))
-    half = (0.5 * (mask + mirrored))[:, : width // 2 + 1].to(matrix.dtype)
+    half = (0.5 * (mask + mirrored))[:, : width // 2 + 1].to(matrix)
     spectrum = torch.fft.rfft2(_real(matrix)).mul_(half)
     return torch.fft.irfft2(spectrum, s=(height, width)).to(matrix.dtype)
 

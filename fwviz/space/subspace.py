@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fwviz.space.wide import home
+
 _ENOUGH = 0.03  # least σ_k / σ_1 that a float32 Gram matrix resolves to a few parts in 10⁴
 _NOTHING = 1e-6  # σ / σ_1 below this is rounding of float32 entries
 _LONG = 0.25  # σ / σ_1 from which on a float32 Gram matrix is as good as the matrix
@@ -27,7 +29,7 @@ def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     if matrix.shape[0] > matrix.shape[1]:
         left, values, right = truncated_svd(matrix.t(), rank)
         return right.t(), values, left.t()
-    matrix = matrix.float()
+    where, matrix = matrix.device, matrix.to(home(matrix.device)).float()
     kept = min(rank, matrix.shape[0])
     basis = _leading(matrix, kept)
     if basis is None:
@@ -41,7 +43,7 @@ def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     values = values[values > _NOTHING * values[:1]]
     turn = turn[:, : len(values)]
     right = (turn.t() @ small).div_(values[:, None])
-    return basis @ turn.float(), values.float(), right.float()
+    return (basis @ turn.float()).to(where), values.float().to(where), right.float().to(where)
 
 
 def _leading(matrix: Tensor, kept: int) -> Tensor | None:
@@ -73,9 +75,9 @@ def polar(matrix: Tensor) -> Tensor:
     """
     if matrix.shape[0] < matrix.shape[1]:
         return polar(matrix.t()).t()
-    matrix = matrix.float()
+    where, matrix = matrix.device, matrix.to(home(matrix.device)).float()
     if not matrix.shape[1]:
-        return matrix
+        return matrix.to(where)
     squares, vectors = torch.linalg.eigh(_gram(matrix.t()))
     longest = squares[-1].clamp(min=0.0)
     short = int((squares < _LONG**2 * longest).sum()) if bool(longest > 0) else len(squares)
@@ -83,7 +85,7 @@ def polar(matrix: Tensor) -> Tensor:
     thin, long = images[:, :short], images[:, short:].div_(squares[short:].clamp(min=1e-30).sqrt())
     if short:
         thin = _orthonormal(thin - long @ (long.t() @ thin), float(longest.sqrt()))
-    return torch.cat([thin, long], dim=1) @ vectors.t()
+    return (torch.cat([thin, long], dim=1) @ vectors.t()).to(where)
 
 
 def _orthonormal(matrix: Tensor, longest: float) -> Tensor:

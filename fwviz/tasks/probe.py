@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from fwviz.backbones.family import Backbone
 from fwviz.space.binding import FlatParameters
+from fwviz.space.wide import double
 from fwviz.tasks.heads import TaskHead
 
 # Directions with a smaller share of a sample's information are beyond float32.
@@ -93,8 +94,8 @@ def _directions(head: TaskHead, feature: Tensor) -> Tensor:
     """Vectors u_r, the largest first, with Σ_r u_r·u_rᵀ = Wᵀ(diag p − ppᵀ)W at one feature (D,): (R, D)."""
     if head.is_number:  # a normal distribution around it: the information is that of its own slope
         return head.weight.to(feature)
-    weight = head.weight.double()
-    p = F.softmax(feature @ head.weight.T, dim=-1).double()
+    weight = double(head.weight)
+    p = double(F.softmax(feature @ head.weight.T, dim=-1))
     spread = torch.diag(p) - torch.outer(p, p)
     if weight.shape[0] > weight.shape[1]:
         spread, weight = weight.t() @ spread @ weight, torch.eye(weight.shape[1]).to(weight)
@@ -103,7 +104,7 @@ def _directions(head: TaskHead, feature: Tensor) -> Tensor:
     sizes = rows.square().sum(1)
     order = sizes.argsort(descending=True)
     kept = int((sizes > _NEGLIGIBLE * sizes.sum()).sum())
-    return rows[order[: max(kept, 1)]].to(feature.dtype)
+    return rows[order[: max(kept, 1)]].to(feature)
 
 
 def _limited(directions: Tensor, passes: int | None, generator: torch.Generator | None) -> Tensor:

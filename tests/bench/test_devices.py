@@ -13,6 +13,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fwviz.bench.synthetic import random_vectors, vit_layout
+from fwviz.space.spectrum import high_pass, low_pass, official_high_pass
+from fwviz.space.wide import double
 from fwviz.types import Granularity
 
 fake = pytest.importorskip("torch._subclasses.fake_tensor")
@@ -64,6 +66,15 @@ def test_task_vectors_need_no_float64_on_the_device(no_numbers: None) -> None:
         assert vectors.gram(groups).dtype == torch.float64
         with pytest.raises(TypeError, match="float64"):
             gradient.double()
+
+
+def test_filters_need_no_float64_on_the_device_either(no_numbers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fwviz.space.wide._WITHOUT", ("cuda",))
+    matrix = torch.randn(6, 9, device="cuda")
+    with WithoutFloat64():
+        for filtered in (high_pass(matrix, 0.3), low_pass(matrix, 0.3), official_high_pass(matrix, 0.7)):
+            assert (filtered.device.type, filtered.dtype, filtered.shape) == ("cuda", torch.float32, matrix.shape)
+        assert (double(matrix).device.type, double(matrix).dtype) == ("cpu", torch.float64)
 
 
 def test_the_check_itself_can_fail(no_numbers: None) -> None:
