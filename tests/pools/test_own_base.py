@@ -16,6 +16,7 @@ from fwviz.pools.base import examine_base, read_base
 from fwviz.pools.card import load_card
 from fwviz.pools.check import examine
 from fwviz.pools.own import bring_checkpoint
+from tests import tiny_words_pool
 from tests.own_models import BAD_BASES, bad_base, ia3_of, lora_of
 
 
@@ -97,3 +98,44 @@ def test_adapters_that_change_what_is_not_merged(tiny_pool_path: Path, tmp_path:
     (first, *_) = examine(lora, base, tower, ("vision_model.encoder.layers.0.",))
     assert (first.severity, first.kind) == ("warning", "outside")
     assert "vision_model.encoder.layers.0.self_attn.q_proj.weight" in first.text
+
+
+@pytest.fixture
+def gpt2(tmp_path: Path) -> Path:
+    """A GPT-2 as the Hub has it: without the whole model's prefix, and with masks that are no weights."""
+    folder = tmp_path / "gpt2"
+    folder.mkdir()
+    size = len(tiny_words_pool.write_tokenizer(folder))
+    tiny_words_pool.auto_class("gpt2").from_config(tiny_words_pool.make_config("gpt2", size)).save_pretrained(folder)
+    tensors = {n.removeprefix("transformer."): t for n, t in load_file(folder / "model.safetensors").items()}
+    masks = {f"h.{i}.attn.bias": torch.ones(1, 1, 32, 32).tril() for i in range(2)}
+    save_file(tensors | masks, folder / "model.safetensors")
+    return folder
+
+
+def test_a_model_that_answers_in_words_is_a_base(gpt2: Path) -> None:
+    first, second = examine_base(gpt2)
+    assert (first.severity, second.severity, second.kind) == ("fact", "fact", "extra")
+    assert re.fullmatch(r"a GPT-2 of 0\.\d+ million weights .* reads 24 tokens of a prompt and writes 8\.", first.text)
+    model = read_base(str(gpt2))
+    assert (model.family, model.include) == ("causal_lm", ("h.", "ln_f.", "wpe.", "wte."))
+    assert model.exclude == ("h.0.attn.bias", "h.1.attn.bias"), "what no checkpoint need have"
+    assert (model.base["tokens"], model.base["answer_tokens"]) == (24, 8), "together what it has places for"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t["wte.weight"][0].fill_(torch.nan), '"wte.weight" holds NaN or infinity'),
+        (lambda t: t.pop("h.1.ln_1.bias"), "of a 'gpt2' model, but .*no tensor .*h.1.ln_1.bias"),
+        (lambda t: t.update({"wpe.weight": t["wpe.weight"][:9].clone()}), "but .*'wpe.weight' has shape"),
+        (lambda t: t.update({"ln_f.bias": t["ln_f.bias"].to(torch.int8)}), "'ln_f.bias' is torch.int8"),
+    ],
+)
+def test_what_is_wrong_with_one_is_said(change: Any, said: str, gpt2: Path) -> None:
+    tensors = load_file(gpt2 / "model.safetensors")
+    change(tensors)
+    save_file(tensors, gpt2 / "model.safetensors")
+    first, *_ = examine_base(gpt2)
+    assert first.severity == "error"
+    assert re.search(said, first.text), first.text
