@@ -28,16 +28,18 @@ def square(
     reading: str,
     summary: str,
     percent: bool,
+    least: float,
 ) -> go.Figure:
     """A map of one number per pair, white at ``middle``; the diagonal, which says nothing, stays empty.
 
+    Colours saturate at the largest distance to the middle, but not below ``least``: what hardly differs looks so.
     ``ends`` are the words of the key at the low and the high end; ``hover`` ends the sentence "<row> and <column> …".
     """
     names, labels, left = matrix.span_of_labels(rows, narrow, theme)
     table = rows.pivot_table(index="checkpoint", columns="other", values=value, aggfunc="first", sort=False)
     values = table.reindex(index=list(names), columns=list(names)).to_numpy(dtype=float).copy()
     np.fill_diagonal(values, np.nan)
-    reach = style.limit(values - middle)
+    reach = max(style.limit(values - middle), least)
     colours = style.palette(theme).diverging
     colours = colours[::-1] if blue_is_high else colours
     ids = [style.safe(checkpoint) for checkpoint in names]

@@ -55,4 +55,5 @@ def sign_conflict(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: b
         reading=READING,
         summary=summary,
         percent=True,
+        least=0.05,
     )

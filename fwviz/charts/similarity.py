@@ -22,7 +22,7 @@ READING = (
     reading=READING,
 )
 def similarity(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool = False) -> go.Figure:
-    """Heat-map of cos(τᵢ, τⱼ), saturating at the largest off the diagonal.
+    """Heat-map of cos(τᵢ, τⱼ), saturating at the largest off the diagonal, at ±0.1 at least.
 
     Args:
         data: one row per ordered pair of the lens ``similarity``: ``checkpoint``, ``other``, ``cosine``, optionally
@@ -53,4 +53,5 @@ def similarity(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool
         reading=READING,
         summary=summary,
         percent=False,
+        least=0.1,
     )

@@ -444,3 +444,15 @@ def test_numbers_of_a_map_of_pairs_tell_neighbours_apart() -> None:
     assert set(near) == {"49.6", "45.4", "50.3"}
     assert set(drawn({"ab": 0.3, "ac": 0.7, "bc": 0.5}, sign_conflict, "conflict")) == {"30%", "70%", "50%"}
     assert set(drawn({"ab": -0.001, "ac": -0.17, "bc": 0.05}, similarity, "cosine")) == {"0.00", "−0.17", "0.05"}
+
+
+def test_what_is_nearly_chance_is_nearly_white() -> None:
+    """Cosines of a hundredth, half a per cent more conflicts than chance: neither helps nor undoes anything."""
+    pairs = [{"checkpoint": a, "other": b, "cosine": -0.01, "conflict": 0.504} for a, b in ("ab", "ba")]
+    for figure, middle in ((similarity(pd.DataFrame(pairs)), 0.0), (sign_conflict(pd.DataFrame(pairs)), 0.5)):
+        heat = traces(figure, "heatmap")[0]
+        assert heat.zmin + heat.zmax == pytest.approx(2 * middle)
+        drawn = np.asarray(heat.z, dtype=float)
+        assert np.nanmax(np.abs(drawn - middle)) <= 0.1 * (heat.zmax - middle) + 1e-6
+    strong = traces(similarity(pd.DataFrame(pairs).assign(cosine=-0.6)), "heatmap")[0]
+    assert (strong.zmin, strong.zmax) == pytest.approx((-0.6, 0.6))

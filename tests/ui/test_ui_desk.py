@@ -210,6 +210,8 @@ def test_stop_and_step_from_the_page(desk: Desk, pool_id: str) -> None:
     assert said(desk.stop(session), "runbar")["status"] in {"stopping", "stopped"}
     finish(desk, session)
     assert job.state == "stopped"
+    # Not "finding coefficients, update 3", which is what its last step said while it was made.
+    assert json.loads(desk.sending.runbar(job))["message"] == "Stopped before its end."
     with pytest.raises(FwvizError, match="no run under way"):
         desk.stop(session)
 

@@ -91,7 +91,8 @@ def runbar_value(job: Job | None, *, ahead: int = 0, error: str = "", note: str 
         "paused": "Held: press Step for one iteration, or Resume.",
         "stopping": "Stopped. Scoring the last step on the test data …",
         "done": job.note or "Scored on the test data.",
-        "stopped": job.note or "Stopped by hand.",
+        # The note of its last frame tells of the step that was under way.
+        "stopped": "Stopped before its end." if job.frames else job.note,
         "failed": job.note,
     }[job.state]
     tone = "error" if error or job.state == "failed" else "info"

@@ -150,7 +150,7 @@ LANDSCAPE = Tab(
     id="landscape",
     title="Landscape",
     lead="Every model is a point. Here is the loss on <b>a flat cut through real models</b>, measured point by point, "
-    "with the paths of the merges projected onto it. A cut of two dimensions through hundreds of thousands: the share "
+    "with the paths of the merges projected onto it. A cut of two dimensions through very many: the share "
     "of each point that the picture cannot show is written beside it.",
     controls=_controls,
     pictures=(
