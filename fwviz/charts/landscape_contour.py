@@ -18,6 +18,7 @@ READING = (
     "this plane: the larger the share outside, the less the colour under it says about the run."
 )
 LINES = 9
+NAME = 0.05  # room above a model for its name, as a share of the longer side
 
 
 @chart("Loss landscape", question="What does the loss look like between the models?", lens="landscape", reading=READING)
@@ -78,7 +79,7 @@ def landscape_contour(
         narrow=narrow,
     )
     changes = {
-        **_axes(measured, theme),
+        **_axes(measured, corners, theme),
         "annotations": [
             ramp.key(theme, narrow, what if shown in ("", "joint") else f"{what} on {style.short(shown, 24)}"),
             *_corner_names(corners, theme),
@@ -251,11 +252,13 @@ def _corner_names(corners: pd.DataFrame, theme: style.Theme) -> list[dict[str, A
     ]
 
 
-def _axes(rows: pd.DataFrame, theme: style.Theme) -> dict[str, Any]:
-    """Both axes on one scale: a picture of distances must not be stretched."""
+def _axes(rows: pd.DataFrame, corners: pd.DataFrame, theme: style.Theme) -> dict[str, Any]:
+    """Both axes on one scale: a picture of distances must not be stretched. The names above models have room."""
     changes = {}
     for name in ("x", "y"):
         low, high = float(rows[name].min()), float(rows[name].max())
+        if name == "y" and len(corners):
+            high = max(high, float(corners["y"].max()) + NAME * float(np.ptp(rows[["x", "y"]], axis=0).max()))
         pad = 0.03 * (high - low) or 0.5
         changes[f"{name}axis"] = style.axis(
             theme, range=[low - pad, high + pad], constrain="domain", nticks=6, showgrid=False

@@ -75,6 +75,16 @@ def test_the_map_shows_each_value_where_it_was_measured() -> None:
     np.testing.assert_allclose(np.asarray(relief.z)[1], [11, 12, 13, 14, 15])
 
 
+def test_the_name_of_a_model_at_the_edge_has_room_below_the_key() -> None:
+    """While few points are measured the models themselves are the edge of the picture."""
+    corners = [("base", 2.0, -1.0), ("a", 6.0, -1.0), ("b", 2.0, 1.0)]
+    rows = [{"series": "corner", "model": m, "x": x, "y": y, "task": "a", "loss": 1.0} for m, x, y in corners]
+    figure = landscape_contour(pd.concat([grid(COARSE), pd.DataFrame(rows)], ignore_index=True))
+    assert figure.layout.yaxis.range[1] - 1.0 >= 0.06 * 4.0
+    inside = landscape_contour(pd.concat([grid(COARSE), pd.DataFrame(rows[:2])], ignore_index=True))
+    np.testing.assert_allclose(inside.layout.yaxis.range, [-1.06, 1.06])
+
+
 def run(label: str, xs: list[float], share: float) -> pd.DataFrame:
     rows = [
         {"series": "path", "run": label, "label": label, "t": float(t), "x": v, "y": 0.25, "out_of_plane": share}
