@@ -279,6 +279,7 @@ def _diamonds(
             "line": {"width": 1.5, "color": colours.surface},
         },
         "customdata": picked["checkpoint"].tolist(),
+        "cliponaxis": False,  # a panel of a phone is as narrow as a few diamonds
         "hoverinfo": "skip",
     }
 
