@@ -156,10 +156,12 @@ def free_merging(problem: Problem, settings: Settings) -> Iterator[Step]:
 def largest(tau: Tensor, layout: ParamLayout, density: float, top: str) -> Tensor:
     """Coordinates of the largest magnitudes of τ (P,), ascending: ⌊density·size⌋ and at least 1, more where they tie.
 
-    Fewer where τ is zero, which no expert needs to keep.
+    Fewer where τ is zero, which is no change to keep; at density 1 every coordinate, whatever it is.
 
     ``top`` = "vector" looks at all coordinates together, "row" at each row of each matrix and each vector on its own.
     """
+    if density >= 1.0:
+        return torch.arange(layout.size, device=tau.device)
     if top == "vector":
         rank = layout.size - max(1, int(density * layout.size))
         bound = order_statistics(lambda start, stop: tau[None, start:stop].abs(), 0, layout.size, [rank], 1)

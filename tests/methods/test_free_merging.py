@@ -49,6 +49,7 @@ def test_what_did_not_change_is_never_kept(top: str) -> None:
     assert largest(tau, layout, 0.1, top).numel() == 0
     tau[3], tau[60] = 1.0, -2.0
     assert largest(tau, layout, 0.1, top).tolist() == [3, 60]
+    assert largest(tau, layout, 1.0, top).tolist() == list(range(layout.size)), "an expert of everything"
     expert = SparseExpert.make(torch.empty(0, dtype=torch.int64), torch.empty(0), layout.size)
     assert SparseExpert.from_tensors(expert.tensors()).indices.numel() == 0
 
