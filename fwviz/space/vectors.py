@@ -227,8 +227,9 @@ class _TaskVectors(ABC):
             theta = target[start:stop] if direct else scratch.get("sum", 1)[0, : stop - start]
             theta.copy_(self.base[start:stop])
             for _, rows, tau in loads:
+                shares = _columns_of(weights, rows)
                 for a, b, g, _ in block:
-                    theta[a - start : b - start].addmv_(tau[:, a - start : b - start].t(), weights[g, rows])
+                    theta[a - start : b - start].addmv_(tau[:, a - start : b - start].t(), shares[g])
             if not direct:
                 target[start:stop].copy_(theta)
 
@@ -328,6 +329,12 @@ def _row_blocks(rows: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
     """(position of the first, rows) in blocks of at most ``_ROWS``."""
     for first in range(0, len(rows), _ROWS):
         yield first, list(rows[first : first + _ROWS])
+
+
+def _columns_of(weights: Tensor, rows: Sequence[int]) -> Tensor:
+    """weights (G, n) → (G, len(rows)). Neighbours are a view: a device would wait for the indices of any others."""
+    near = slice(rows[0], rows[0] + len(rows))
+    return weights[:, near] if list(rows) == list(range(near.start, near.stop)) else weights[:, list(rows)].contiguous()
 
 
 def _span(block: _Block) -> tuple[int, int]:

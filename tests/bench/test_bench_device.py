@@ -109,6 +109,6 @@ def test_a_gpu_is_measured_too() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     for dtype in device.DTYPES:
-        table = device.run("cuda", "tiny", 3, dtype, "tiny", 2, samples=4, repeats=2)
+        table = device.run("cuda:0", "tiny", 3, dtype, "tiny", 2, samples=4, repeats=2, streamed=True)
         assert (table["seconds"] > 0).all()
         assert (table["peak_gb"].iloc[1:] > 0).all()

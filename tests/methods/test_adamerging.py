@@ -79,7 +79,7 @@ class Loud(Quadratic):
 @pytest.mark.parametrize("loss", ["entropy", "cross_entropy"])
 def test_asks_for_the_loss_it_was_set_to(loss: str) -> None:
     quadratic: Any = toy_problem().objective
-    loud = Loud(quadratic.tasks, quadratic.centres, quadratic.weights, quadratic.noise)
+    loud = Loud(quadratic.tasks, quadratic.centres, quadratic.weights, quadratic.noise, quadratic.shapes)
     steps(Problem(toy_problem().vectors, loud), loss=loss, updates=2)
     assert loud.learnt == {loss}
     # Labels are looked at for the warning only.

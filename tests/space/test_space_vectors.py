@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fwviz.space.binding import bind
 from fwviz.space.files import CheckpointFile
@@ -346,6 +348,29 @@ def test_storages_refuse_what_does_not_fit() -> None:
         StreamedTaskVectors(LAYOUT, "ab", base, [])
 
 
+class Indexing(TorchDispatchMode):
+    """Counts how often tensors are picked from by a list, which a device copies and waits for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function is torch.ops.aten.index.Tensor
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("zero", "picked"), [((), 0), ((0,), 0), ((3,), 0), ((1,), 1)])
+def test_groups_share_what_picks_their_coefficients(tmp_path: Path, zero: tuple[int, ...], picked: int) -> None:
+    (_, resident, *_), _ = make_storages(tmp_path, 4, 8, (torch.float32,))
+    groups = LAYOUT.groups("tensor")
+    coefficients = torch.randn(len(groups), 4).abs_().add_(0.1)
+    coefficients[:, zero] = 0.0
+    with Indexing() as seen:
+        merged = resident.combine(coefficients, groups)
+    assert seen.count == picked
+    parts = [row[None] @ resident.matrix[:, a:b] for row, (a, b) in zip(coefficients, groups.ranges(), strict=True)]
+    torch.testing.assert_close(merged, resident.base + torch.cat(parts, dim=1)[0])
+
+
 @pytest.mark.gpu
 def test_resident_on_the_gpu_agrees(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
@@ -356,7 +381,10 @@ def test_resident_on_the_gpu_agrees(tmp_path: Path) -> None:
         moved = ResidentTaskVectors(LAYOUT, "abcd", resident.base.cuda(), tau.to("cuda", dtype))
         here = ResidentTaskVectors(LAYOUT, "abcd", resident.base, tau.to(dtype))
         coefficients = torch.randn(len(groups), 4)
+        coefficients[0, 1] = coefficients[-1] = 0.0
         torch.testing.assert_close(moved.scores(gradient, groups), here.scores(gradient, groups), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(moved.cosines(gradient, groups), here.cosines(gradient, groups))
         merged = moved.combine(coefficients, groups)
         torch.testing.assert_close(merged.cpu(), here.combine(coefficients, groups), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(moved.gram(groups), here.gram(groups), rtol=1e-4, atol=1e-5)
+        assert torch.equal(moved.block(3, 50, [2, 0]).cpu(), here.block(3, 50, [2, 0]))
