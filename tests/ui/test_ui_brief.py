@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,15 @@ import pytest
 
 from fwviz import registry
 from fwviz.charts import _style as style
+from fwviz.runs.recipe import Recipe
+from fwviz.runs.runner import Control
+from fwviz.runs.store import RunStore, RunWriter
+from fwviz.runs.trace import Frame, Trace
 from fwviz.ui.brief import SIGN, brief
+from fwviz.ui.desk import Desk
+from fwviz.ui.jobs import JobBoard
+from fwviz.ui.library import Library
+from fwviz.ui.state import Opening, Session, View
 from tests.charts.feeds import CHARTS, FEEDS
 from tests.charts.tables_runs import LARGE, PLAIN
 
@@ -114,3 +125,49 @@ def test_numbers_that_half_precision_does_not_hold_are_sent_as_they_are() -> Non
         types[size] = brief(figure)["data"][0]["z"]["dtype"]
         same(filled(brief(figure)), figure)
     assert types == {1e-6: "f4", 1.0: "f2", 1e6: "f4"}
+
+
+def test_an_update_of_many_checkpoints_and_tasks_is_small(tmp_path: Path) -> None:
+    """22 checkpoints scored for 5 tasks and in 4 layers: 220 numbers, and the whole tab in 3.5 KB an iterate."""
+    random = np.random.default_rng(0)
+    names, tasks = [f"checkpoint_{i}" for i in range(22)], [f"task_{i}" for i in range(5)]
+    recipe = Recipe.from_dict({"pool": "many", "method": "fw_soft", "tasks": tasks, "checkpoints": names})
+
+    def scores(groups: int, own: int) -> tuple[tuple[float, ...], ...]:
+        made = random.normal(0.2, 0.2, (groups, len(names)))
+        made[:, own] = -random.uniform(0.5, 2.0, groups)
+        return tuple(tuple(row) for row in made.tolist())
+
+    def played(*_: Any, control: Control, writer: RunWriter) -> Generator[Frame, None, Trace]:
+        groups = {"model": ("model",), "layer": tuple(f"block.{i}" for i in range(4))}
+        sizes = {name: (1,) * len(found) for name, found in groups.items()}
+        trace = writer.describe(Trace("", recipe, "Many", "", groups, sizes, {}))
+        for t in range(9):
+            known: dict[str, Any] = {"loss": 2.0 / (t + 1), "gap": 1.5 / (t + 1), "accuracy": dict.fromkeys(tasks, 0.5)}
+            if t:
+                known |= {
+                    "scores": scores(4, t % 5),
+                    "task_scores": {task: scores(1, i) for i, task in enumerate(tasks)},
+                }
+                known |= {"vertices": (tuple(names[:5]),), "step_size": 0.5 / t}
+            yield Frame(index=t, t=t, seconds=float(t), bytes_read=t << 28, **known)
+        return replace(trace, status="converged")
+
+    board = JobBoard(RunStore(tmp_path), execute=played)
+    desk = Desk(board, Library(board, RunStore(tmp_path / "none")))
+    session = Session()
+    desk.open(session, Opening(tab="relevance"))
+    job = board.submit(recipe, "me")
+    while not job.ended:
+        board.wait(job, job.version, 1.0)
+    desk.look_at(session, View("run", job.id))
+    # The frames of the run that has ended arrive once more, one at a time.
+    frames, final, job.final, job.ended = list(job.frames), job.final, None, False
+    session.index, session.sent, sizes = None, {}, []
+    for count in range(2, len(frames) + 1):
+        job.frames = frames[:count]
+        sizes.append(sum(len(text) for text in desk.update(session).values()))
+    job.final, job.ended = final, True
+    board.close()
+    assert max(sizes[1:]) < 3500, sizes
+    assert min(sizes) > 500, "nothing was drawn"

@@ -6,12 +6,10 @@ import functools
 import json
 import os
 import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from fwviz.charts import _style as style
@@ -19,9 +17,8 @@ from fwviz.registry import entry
 from fwviz.runs.assemble import assemble
 from fwviz.runs.estimate import in_words
 from fwviz.runs.recipe import Recipe
-from fwviz.runs.runner import Control, execute
-from fwviz.runs.store import RunStore, RunWriter
-from fwviz.runs.trace import Frame, Trace
+from fwviz.runs.runner import execute
+from fwviz.runs.store import RunStore
 from fwviz.types import FwvizError
 from fwviz.ui import views
 from fwviz.ui.desk import Desk
@@ -297,43 +294,6 @@ def test_an_update_of_all_charts_of_a_page_is_small(replays: Replays, tab: TabId
     assert sorted(sizes[1:])[len(sizes) // 2] < 2048, sizes
 
 
-def test_an_update_of_many_checkpoints_and_tasks_is_small(tmp_path: Path) -> None:
-    """22 checkpoints scored for 5 tasks and in 4 layers: 220 numbers, and the whole tab in 3.5 KB an iterate."""
-    random = np.random.default_rng(0)
-    names, tasks = [f"checkpoint_{i}" for i in range(22)], [f"task_{i}" for i in range(5)]
-    recipe = Recipe.from_dict({"pool": "many", "method": "fw_soft", "tasks": tasks, "checkpoints": names})
-
-    def scores(groups: int, own: int) -> tuple[tuple[float, ...], ...]:
-        made = random.normal(0.2, 0.2, (groups, len(names)))
-        made[:, own] = -random.uniform(0.5, 2.0, groups)
-        return tuple(tuple(row) for row in made.tolist())
-
-    def played(*_: Any, control: Control, writer: RunWriter) -> Generator[Frame, None, Trace]:
-        groups = {"model": ("model",), "layer": tuple(f"block.{i}" for i in range(4))}
-        sizes = {name: (1,) * len(found) for name, found in groups.items()}
-        trace = writer.describe(Trace("", recipe, "Many", "", groups, sizes, {}))
-        for t in range(9):
-            known: dict[str, Any] = {"loss": 2.0 / (t + 1), "gap": 1.5 / (t + 1), "accuracy": dict.fromkeys(tasks, 0.5)}
-            if t:
-                known |= {
-                    "scores": scores(4, t % 5),
-                    "task_scores": {task: scores(1, i) for i, task in enumerate(tasks)},
-                }
-                known |= {"vertices": (tuple(names[:5]),), "step_size": 0.5 / t}
-            yield Frame(index=t, t=t, seconds=float(t), bytes_read=t << 28, **known)
-        return replace(trace, status="converged")
-
-    board = JobBoard(RunStore(tmp_path), execute=played)
-    desk = Desk(board, Library(board, RunStore(tmp_path / "none")))
-    session = Session()
-    desk.open(session, Opening(tab="relevance"))
-    desk.look_at(session, View("run", board.submit(recipe, "me").id))
-    finish(desk, session)
-    sizes = [whole for whole, _ in updates_of(desk, session, "relevance")]
-    board.close()
-    assert max(sizes[1:]) < 3500, sizes
-
-
 @pytest.fixture(scope="module")
 def replays(recordings: RunStore, pool_id: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replays]:
     """The updates of a run, replayed once per tab."""
@@ -348,15 +308,10 @@ def replayed(desk: Desk, pool_id: str, tab: TabId) -> list[tuple[int, dict[str, 
     desk.open(session, Opening(tab=tab))
     recipe = recipe_for(pool_id, settings=FAST | {"max_steps": 6, "epsilon": 0.0, "inner_updates": 30})
     desk.start(session, "me", {"recipe": recipe.to_json()}, paused=False)
-    finish(desk, session)
-    return updates_of(desk, session, tab)
-
-
-def updates_of(desk: Desk, session: Session, tab: TabId) -> list[tuple[int, dict[str, int]]]:
-    """The frames of the run that has ended arrive once more, one at a time."""
     job = desk.looking.job(session)
     assert job is not None
-    session.index = None
+    finish(desk, session)
+    # The frames of the run that has ended arrive once more, one at a time.
     frames, final, job.final, job.ended = list(job.frames), job.final, None, False
     session.sent, updates, drawn = {}, [], set()
     try:
