@@ -111,7 +111,7 @@ class Seen(Quadratic):
 def test_a_collapse_of_the_answers_is_said() -> None:
     problem = toy_problem()
     quadratic: Any = problem.objective
-    seen = Seen(quadratic.tasks, quadratic.centres, quadratic.weights, quadratic.noise)
+    seen = Seen(quadratic.tasks, quadratic.centres, quadratic.weights, quadratic.noise, quadratic.shapes)
     seen.base = problem.vectors.base
     watched = Problem(problem.vectors, seen)
     answers = Answers(watched, problem.vectors.base)
@@ -151,6 +151,6 @@ def test_looking_changes_nothing() -> None:
             return -found if values["loss"] == "cross_entropy" else found
 
     quadratic: Any = problem.objective
-    other = Upside(quadratic.tasks, quadratic.centres, quadratic.weights, quadratic.noise)
+    other = Upside(quadratic.tasks, quadratic.centres, quadratic.weights, quadratic.noise, quadratic.shapes)
     found = [steps(Problem(problem.vectors, o))[-1].coefficients for o in (quadratic, other)]
     assert torch.equal(*found)  # type: ignore[arg-type]

@@ -86,7 +86,7 @@ class Watched(Quadratic):
 def test_a_node_sees_the_data_of_its_own_tasks_only() -> None:
     problem = similar_pool()
     quadratic: Any = problem.objective
-    watched = Watched(quadratic.tasks, quadratic.centres, quadratic.weights, quadratic.noise)
+    watched = Watched(quadratic.tasks, quadratic.centres, quadratic.weights, quadratic.noise, quadratic.shapes)
     owned = Problem(problem.vectors, watched, owners=("t0", "t0", "elsewhere", ""))
     notes = [step.note for step in completed(owned, updates=2)]
     assert watched.asked == [["t0"]] * 2 + [None] * 2 + [["t0"]] * 2  # type: ignore[attr-defined]
