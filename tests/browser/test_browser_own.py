@@ -14,6 +14,7 @@ import pytest
 from tests.own_corpus import BAD_ZIPS, shapes_zip
 from tests.own_models import ADAPTER, lora_of, zip_of
 from tests.tiny_classifier_pool import make_tiny_classifier_pool
+from tests.tiny_words_pool import make_tiny_words_pool
 
 
 def open_own(page: Any) -> None:
@@ -197,7 +198,7 @@ def test_from_ones_own_base_and_adapters_to_a_merged_model(
 
 @pytest.mark.filterwarnings("ignore")  # of the libraries that make the models
 def test_models_of_texts_say_what_they_need(open_context: Any, tmp_path: Path) -> None:
-    """A RoBERTa whose checkpoints bring classifiers, up to the ranking."""
+    """A RoBERTa whose checkpoints bring classifiers, then a T5 that answers in words, up to the task and its words."""
     page = open_context().open()
     open_own(page)
     page.click(".fw-own-base > summary")
@@ -220,6 +221,17 @@ def test_models_of_texts_say_what_they_need(open_context: Any, tmp_path: Path) -
     page.wait_for_selector("#fw-runbar [data-status=done]")
     page.get_by_role("button", name="See which checkpoints it wants").click()
     page.wait_for_function("document.querySelector('#fw-chart-lmo_bars .fw-plot')?.textContent.includes('notes')")
+    # Another base in its place.
+    words = make_tiny_words_pool(tmp_path / "t5", "t5", "lora")
+    page.set_input_files("#fw-own-base", sorted((words / "base").iterdir()))
+    page.wait_for_selector(".fw-own-steps")
+    assert "that answers in words" in page.inner_text("#fw-own-base-help")
+    page.set_input_files("#fw-own-checkpoints", sorted((words / "checkpoints" / "mood").glob("adapter_*")))
+    page.wait_for_function("document.querySelector('#fw-own-task-help').textContent.includes('the right answer')")
+    page.set_input_files("#fw-own-task", table)
+    page.click(".fw-own .fw-more > summary:has-text('Words for the answers')")
+    assert page.get_by_label("good", exact=True).input_value() == "good"
+    assert page.locator("#fw-own-prompts").count() == 0
 
 
 def test_adapters_join_a_pool_and_pickles_are_refused(opened: Any, tiny_pool_path: Path, tmp_path: Path) -> None:
