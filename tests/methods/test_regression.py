@@ -83,6 +83,7 @@ def problem(golden: dict[str, np.ndarray]) -> Problem:
         centres=torch.zeros(3, LAYOUT.size),
         weights=torch.ones(3, LAYOUT.size),
         noise=torch.zeros(2, LAYOUT.size),
+        shapes=SHAPES,
         fishers=[reordered(row) for row in golden["fishers"]],
         grams=[{name: torch.from_numpy(golden[f"gram {name}"][k]) for name in names} for k in range(3)],
         asked=[],
