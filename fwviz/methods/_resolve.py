@@ -25,9 +25,18 @@ Transform = Callable[[Tensor, Piece], Tensor]
 def resolved(blocks: Blocks, transform: Transform, pieces: Sequence[Piece], merge: str, zero_sign: str) -> Tensor:
     """δ (P,): per coordinate the mean or sum of the transformed entries whose sign is γ_p = sgn(Σᵢ τ̂ᵢ,p).
 
-    Where the sum is 0 although there are entries, γ_p is sgn(Σ_p γ_p) or +1. The former is known after a pass only,
-    so the few pieces that need it are done again.
+    Where the sum is 0 although there are entries, γ_p is +1 or sgn(Σ_p γ_p). The latter is known after a pass only, so
+    the few pieces that need it are done again.
     """
+
+    def settled(block: Tensor, piece: Piece, zero: float) -> Tensor:
+        kept = transform(block, piece)
+        sign = elect_sign(kept)
+        return disjoint_merge(kept, torch.where(sign == 0, zero, sign), merge)
+
+    if zero_sign == "plus":
+        return blocks.merge(lambda block, piece: settled(block, piece, 1.0), pieces)
+
     votes: list[float] = []
     undecided: list[Piece] = []
 
@@ -40,13 +49,7 @@ def resolved(blocks: Blocks, transform: Transform, pieces: Sequence[Piece], merg
         return disjoint_merge(kept, sign, merge)
 
     delta = blocks.merge(work, pieces)
-    majority = 1.0 if zero_sign == "plus" else float((sum(votes) > 0) - (sum(votes) < 0))
-
-    def decided(block: Tensor, piece: Piece) -> Tensor:
-        kept = transform(block, piece)
-        sign = elect_sign(kept)
-        return disjoint_merge(kept, torch.where(sign == 0, majority, sign), merge)
-
+    majority = float((sum(votes) > 0) - (sum(votes) < 0))
     if majority:
-        blocks.merge_into(delta, decided, undecided)
+        blocks.merge_into(delta, lambda block, piece: settled(block, piece, majority), undecided)
     return delta
