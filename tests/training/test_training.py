@@ -172,5 +172,6 @@ def test_a_wheel_is_no_source_archive(tmp_path: Path) -> None:
     assert sources._find_archive(package, tmp_path) is None
     (tmp_path / "vaderSentiment-3.3.2.tar.gz").touch()
     found = sources._find_archive(package, tmp_path)
-    assert found is not None and found.name == "vaderSentiment-3.3.2.tar.gz"
+    assert found is not None
+    assert found.name == "vaderSentiment-3.3.2.tar.gz"
     assert sources._version(package, found) == "3.3.2"
