@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fwviz.space.simplex import sum_groups
-from fwviz.types import Groups, LossName, Objective, TaskVectors
+from fwviz.types import FwvizError, Groups, LossName, Objective, TaskVectors
 
 Projection = Callable[[Tensor], Tensor]
 
@@ -75,11 +75,15 @@ class Tanh(Affine):
 
 @dataclass(frozen=True)
 class Progress:
-    """One update: the weights after it, and the joint loss measured where its gradient was taken."""
+    """One update: the weights after it, and the joint loss measured where its gradient was taken.
+
+    After a ``rejected`` one, tried where loss or gradient are not finite, both are those of the update before.
+    """
 
     update: int
     weights: Tensor
     loss: float
+    rejected: bool = False
 
 
 class Landscape:
@@ -183,13 +187,16 @@ def projected_gradient(
     """Projected gradient on all samples with Barzilai–Borwein steps and backtracking: the loss never rises.
 
     The first step moves the largest weight by ``reach``; later ones are ⟨δw, δw⟩ / ⟨δw, δ∇⟩. A trial that does not
-    lower the loss enough (Armijo, 1e-4) is pulled back along its segment. Birgin, Martínez & Raydan (2000), SPG2 with
-    a memory of one. ``updates`` counts gradients.
+    lower the loss enough (Armijo, 1e-4) is pulled back along its segment, to a tenth of it where loss or gradient are
+    not finite. Birgin, Martínez & Raydan (2000), SPG2 with a memory of one. ``updates`` counts gradients.
 
     Args: start (rows, m), a point of the set. The weights yielded are the best so far.
+    Raises FwvizError if there is no finite gradient at the start.
     """
     weights = start.clone()
     loss, gradient = landscape.slope(weights)
+    if not _finite(loss, gradient):
+        raise FwvizError("the gradient of the merge is not-a-number where it starts: lower the scale or the step size.")
     yield Progress(1, weights.clone(), loss)
     length = reach / max(float(gradient.abs().max()), 1e-12)
     toward, share = project(weights - length * gradient) - weights, 1.0
@@ -199,7 +206,10 @@ def projected_gradient(
             return
         trial = weights + share * toward
         value, slope = landscape.slope(trial)
-        if value <= loss + 1e-4 * share * descent:
+        rejected = not _finite(value, slope)
+        if rejected:
+            share *= 0.1
+        elif value <= loss + 1e-4 * share * descent:
             moved, turned = trial - weights, slope - gradient
             bend = float((moved * turned).sum())
             longest = 4.0 * reach / max(float(slope.abs().max()), 1e-12)
@@ -209,4 +219,8 @@ def projected_gradient(
         else:
             bend = value - loss - share * descent
             share *= min(max(-0.5 * descent * share / bend, 0.1), 0.5)
-        yield Progress(update, weights.clone(), loss)
+        yield Progress(update, weights.clone(), loss, rejected)
+
+
+def _finite(loss: float, gradient: Tensor) -> bool:
+    return math.isfinite(loss) and bool(gradient.isfinite().all())

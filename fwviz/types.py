@@ -411,7 +411,8 @@ class Step:
     weights of the backbone only, and the merge is judged and kept as both; a loss given is the backbone's.
 
     ``t`` counts iterations; ``inner`` counts the updates inside one, 0 for the completed iterate. A ``landmark`` is an
-    inner update that belongs to the record: it is kept and judged whether or not anybody looks. ``scores`` (G, n) is
+    inner update that belongs to the record: it is kept and judged whether or not anybody looks. A ``rejected`` one is a
+    trial whose loss is not finite: it is shown, but neither judged nor what a run ends with. ``scores`` (G, n) is
     the linear approximation ⟨∇ℓ(θ_t), s_i − θ_t⟩ the oracle compared *before* this iterate was made, ``task_scores``
     the same per task. ``vertices`` are the chosen checkpoints, per group for a layer-wise oracle.
     """
@@ -432,3 +433,4 @@ class Step:
     status: Status = "running"
     note: str = ""
     landmark: bool = False
+    rejected: bool = False

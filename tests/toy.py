@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -147,6 +147,31 @@ class Quadratic:
                 inputs = torch.randn(2 * shape[1], shape[1], generator=draws) + theta[j]
                 grams[name] = inputs.T @ inputs
         return grams
+
+
+@dataclass
+class Cliff(Quadratic):
+    """The same up to the distance ``edge`` from ``centre`` (P,); further out losses are ``beyond``, gradients NaN."""
+
+    centre: Tensor | None = None
+    edge: float = 1.0
+    beyond: float = float("nan")
+
+    def _evaluate(
+        self, theta: Tensor, tasks: Sequence[str] | None, batch_size: int | None, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        losses, gradient = super()._evaluate(theta, tasks, batch_size, generator)
+        assert self.centre is not None
+        if float((theta - self.centre).norm()) > self.edge:
+            return torch.full_like(losses, self.beyond), torch.full_like(gradient, torch.nan)
+        return losses, gradient
+
+
+def beside_a_cliff(problem: Problem, edge: float, beyond: float) -> Problem:
+    """The problem with an objective that is finite only up to the distance ``edge`` from the base."""
+    plain: Any = problem.objective
+    facts = {name: getattr(plain, name) for name in ("tasks", "centres", "weights", "noise", "shapes")}
+    return replace(problem, objective=Cliff(**facts, centre=problem.vectors.base, edge=edge, beyond=beyond))
 
 
 def toy_layout() -> ParamLayout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -60,7 +61,8 @@ def expert_checkpoints(problem: Problem) -> dict[str, int]:
 
 def _loss(problem: Problem, i: int, task: str) -> float:
     theta = problem.vectors.vector(i).add_(problem.vectors.base)
-    return float(problem.objective.losses(theta, tasks=(task,)))
+    loss = float(problem.objective.losses(theta, tasks=(task,)))
+    return loss if math.isfinite(loss) else math.inf
 
 
 def make_router(problem: Problem, theta: Tensor, kind: str, choice: str, share: float) -> Router:

@@ -1,11 +1,13 @@
 """One global scale, given or searched: what every method θ = θ₀ + scale·δ shares.
 
 The search tries the scales of a grid on the calibration cross-entropy, which is all that a method ever sees of the
-data. Each trial is one inner Step, so the trace holds the whole curve of loss and accuracy over the scale.
+data. Each trial is one inner Step, so the trace holds the whole curve of loss and accuracy over the scale. A scale
+whose loss is not finite is rejected.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fwviz.registry import setting
-from fwviz.types import Problem, Step
+from fwviz.types import FwvizError, Problem, Step
 
 SEARCHES = ("off", "calibration")
 
@@ -108,17 +110,31 @@ def scaled_sum(problem: Problem, settings: ScaleSettings, note: str) -> Iterator
 
 
 def _search(problem: Problem, settings: ScaleSettings, trial: Any, note: str) -> Iterator[Step]:
-    """An inner Step per scale of the grid, then the completed iterate at the best; the smaller scale wins a tie."""
+    """An inner Step per scale of the grid, then the completed iterate at the best; the smaller scale wins a tie.
+
+    Raises FwvizError if the loss is finite at no scale.
+    """
     best: tuple[float, float] | None = None
     scales = grid(settings)
     for j, scale in enumerate(scales, 1):
         theta, fields = trial(scale)
         loss = float(problem.objective.losses(theta).mean())
-        if best is None or loss < best[0]:
+        finite = math.isfinite(loss)
+        if finite and (best is None or loss < best[0]):
             best = (loss, scale)
-        words = f"scale {scale:g}, trial {j} of {len(scales)}: calibration loss {loss:.4g}"
-        yield Step(0, inner=j, loss=loss, step_size=scale, landmark=True, note=words, **fields)
-    assert best is not None
+        words = f"calibration loss {loss:.4g}" if finite else "rejected, the calibration loss there is not finite"
+        yield Step(
+            0,
+            inner=j,
+            loss=loss if finite else None,
+            step_size=scale,
+            landmark=True,
+            rejected=not finite,
+            note=f"scale {scale:g}, trial {j} of {len(scales)}: {words}",
+            **fields,
+        )
+    if best is None:
+        raise FwvizError(f"the calibration loss is finite at no scale from {scales[0]:g} up: lower scale_most.")
     loss, scale = best
     _, fields = trial(scale)
     words = f"{note}, times {scale:g}, the best of {len(scales)} scales: calibration loss {loss:.4g}"

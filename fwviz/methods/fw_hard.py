@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TypedDict
@@ -126,7 +127,8 @@ def fw_hard(problem: Problem, settings: Settings) -> Iterator[Step]:
 
     s_t,g = argmin_v ⟨∇_g ℓ(θ_t), s_v⟩ (eq. 7, layer-wise eq. 10), θ_{t+1} = (1 − γ)·θ_t + γ·s_t (eq. 8), with one γ
     for all groups and ℓ the mean over tasks of the calibration loss. Stops when the gap Σ_g max_v ⟨−∇_g ℓ, s_v − θ_t⟩
-    ≤ epsilon, when no trial of the line search is below ℓ(θ_t), or after ``max_steps``.
+    ≤ epsilon, when no trial of the line search is below ℓ(θ_t), or after ``max_steps``. A trial whose loss is not
+    finite is rejected like one whose loss is too high.
 
     The state is λ (G, n); every iterate and trial is rebuilt in one place (P,), so memory does not grow with n. With
     ``merge_fn = ties`` the state is θ itself, Steps carry ``delta`` and the gap certifies nothing.
@@ -191,15 +193,18 @@ def fw_hard(problem: Problem, settings: Settings) -> Iterator[Step]:
         searching = settings.step_rule in ("line_search", "short_step") and bool(moving.any())
         trials = [(0.0, now.loss)]
         for tried, value in _search(path, problem, settings, slope, now.loss, gamma, smoothness) if searching else ():
-            trials.append((tried, value))
+            finite = math.isfinite(value)
+            trials.append((tried, value if finite else math.inf))
+            found = f"calibration loss {value:.3f}" if finite else "rejected, the calibration loss there is not finite"
             yield Step(
                 t=t + 1,
                 inner=len(trials) - 1,
                 granularity=settings.granularity,
                 **_state(path.coefficients(tried), buffer, vectors.base, buffer),
-                loss=value,
+                loss=value if finite else None,
                 step_size=tried,
-                note=f"trying {percent(tried)} of the way: calibration loss {value:.3f}",
+                note=f"trying {percent(tried)} of the way: {found}",
+                rejected=not finite,
             )
         if searching or not bool(moving.any()):
             gamma = min(trials, key=lambda trial: trial[1])[0]
@@ -221,6 +226,7 @@ def fw_hard(problem: Problem, settings: Settings) -> Iterator[Step]:
         status: Status = "converged" if done else "max_steps" if t + 1 == settings.max_steps else "running"
         picks = [(hull.names[v],) if go else () for v, go in zip(choice.tolist(), moving.tolist(), strict=True)]
         words = tally([name for pick in picks for name in pick], len(groups), settings.granularity)
+        lower = "finite" if len(trials) > 1 and all(math.isinf(value) for _, value in trials[1:]) else "lower"
         yield Step(
             t=t + 1,
             granularity=settings.granularity,
@@ -233,7 +239,7 @@ def fw_hard(problem: Problem, settings: Settings) -> Iterator[Step]:
             task_scores=before.task_scores(vectors.n),
             in_hull=coefficients is not None and simplex.in_hull(coefficients, hull.start),
             status=status,
-            note=f"no lower calibration loss on the way to {words}: stopped here"
+            note=f"no {lower} calibration loss on the way to {words}: stopped here"
             if stuck
             else f"moved {percent(gamma)} towards {words}; calibration loss {before.loss:.3f} → {now.loss:.3f}",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -121,8 +122,9 @@ def fw_soft(problem: Problem, settings: Settings) -> Iterator[Step]:
     group g of coefficients. The paper's Σλ = 1 would forget θ_t; with ≤ 1 it is one more vertex, as its proposition
     needs. The vertices s_j are the ``top_k`` lowest ⟨∇ℓ_task(θ_t), s⟩ of each task, none twice.
 
-    The inner problem runs on :mod:`fwviz.solver`. An iterate is never worse than θ_t on the calibration loss: else it
-    is pulled back towards θ_t by halves. The state is λ (G, n) over the finer of both granularities; memory is O(P).
+    The inner problem runs on :mod:`fwviz.solver`. An iterate is never worse than θ_t on the calibration loss: else, and
+    where that is not finite, it is pulled back towards θ_t by halves. The state is λ (G, n) over the finer of both
+    granularities; memory is O(P).
     The gap is that of the set searched, which with layer-wise coefficients is the product of the layers' hulls. It can
     stall above zero: the tasks' picks need not contain the vertex it is measured by, which ``joint_vertex`` adds.
 
@@ -191,11 +193,12 @@ def fw_soft(problem: Problem, settings: Settings) -> Iterator[Step]:
                 coefficients=rows.float(),
                 loss=progress.loss,
                 in_hull=simplex.in_hull(rows, hull.start),
-                note=f"finding coefficients, update {progress.update}: loss {progress.loss:.3f}",
+                note=f"finding coefficients, update {progress.update}: loss {progress.loss:.3f}"
+                + ("; rejected a trial whose loss is not finite" if progress.rejected else ""),
             )
 
         before = now
-        weights, now = _accept(landscape, weights, before, look, settings)
+        weights, now, found = _accept(landscape, weights, before, look, settings)
         coefficients = family.coefficients(weights)
         gap = simplex.fw_gap(now.slopes)
         failures = 0 if bool(weights.any()) else failures + 1
@@ -215,7 +218,7 @@ def fw_soft(problem: Problem, settings: Settings) -> Iterator[Step]:
             task_scores=before.task_scores(vectors.n),
             in_hull=simplex.in_hull(coefficients, hull.start),
             status=status,
-            note=_note(hull, chosen, weights, family, f"calibration loss {before.loss:.3f} → {now.loss:.3f}"),
+            note=_note(hull, chosen, weights, family, found, f"calibration loss {before.loss:.3f} → {now.loss:.3f}"),
         )
 
 
@@ -296,27 +299,33 @@ def _accept(
     before: Measurement,
     look: Callable[[Tensor, Tensor], Measurement],
     settings: Settings,
-) -> tuple[Tensor, Measurement]:
+) -> tuple[Tensor, Measurement, float]:
     """The weights to keep and the measurement there: pulled back by halves while the loss is above that of θ_t.
 
-    The released variants are taken as they come out.
+    The released variants are taken as they come out. Also returns the loss that was found before any pulling back.
     """
     candidate = look(landscape.point(weights), landscape.family.coefficients(weights))
     if settings.inner != "simplex" or candidate.loss <= before.loss:
-        return weights, candidate
+        return weights, candidate, candidate.loss
     for _ in range(6):
         weights = 0.5 * weights
         if landscape.value(weights) <= before.loss:
-            return weights, look(landscape.point(weights), landscape.family.coefficients(weights))
-    return torch.zeros_like(weights), before
+            kept = look(landscape.point(weights), landscape.family.coefficients(weights))
+            return weights, kept, candidate.loss
+    return torch.zeros_like(weights), before, candidate.loss
 
 
-def _note(hull: Hull, chosen: Tensor, weights: Tensor, family: solver.Affine, words: str) -> str:
-    """Plain words: the mean share moved towards each vertex, and the group that moved most."""
+def _note(hull: Hull, chosen: Tensor, weights: Tensor, family: solver.Affine, found: float, words: str) -> str:
+    """Plain words: the mean share moved towards each vertex, and the group that moved most.
+
+    ``found`` is the loss of the mixture before it was pulled back.
+    """
+    finite = math.isfinite(found)
     moves = weights[family.parent]
     named = [hull.names[v] for v in dict.fromkeys(chosen.flatten().tolist())][:4]
     if not bool(moves.any()):
-        return f"stayed: the mixture found for {', '.join(named)} would raise the calibration loss"
+        why = "would raise the calibration loss" if finite else "has no finite calibration loss"
+        return f"stayed: the mixture found for {', '.join(named)} {why}"
     share = torch.zeros(len(hull.names), dtype=moves.dtype).index_add_(0, chosen.flatten(), moves.flatten())
     share /= len(hull.groups)
     order = [v for v in share.argsort(descending=True).tolist() if share[v] > 0][:4]
@@ -325,7 +334,8 @@ def _note(hull: Hull, chosen: Tensor, weights: Tensor, family: solver.Affine, wo
         group, slot = divmod(int(moves.argmax()), moves.shape[1])
         text += f" on average; most in {hull.groups.names[group]}, {percent(float(moves[group, slot]))} towards "
         text += hull.names[int(chosen[group, slot])]
-    return f"{text}; {words}"
+    rejected = "" if finite else "; pulled back, the mixture found has no finite calibration loss"
+    return f"{text}; {words}{rejected}"
 
 
 def _names(hull: Hull, chosen: Tensor, chooser: Groups) -> tuple[tuple[str, ...], ...]:

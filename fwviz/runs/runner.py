@@ -217,13 +217,16 @@ class _Session:
                 _check_finite(step)
                 kept = step.inner == 0 or step.landmark
                 shown = kept or (self._live and (not self._frames or self._due(INNER_FRAME_EVERY, self._shown_at)))
-                if step.coefficients is not None:
+                if step.rejected:  # the run stays in the state before it
+                    pass
+                elif step.coefficients is not None:
                     self._last = replace(step, coefficients=step.coefficients.clone())
                 elif shown:  # a borrowed delta is kept as weights, of the steps that are recorded only
                     self._last = step
                     self._fill(assembly, step)
                 if shown:
-                    accuracy, task_loss = self._quick(assembly) if self._affordable(step) else ({}, {})
+                    judged = not step.rejected and self._affordable(step)
+                    accuracy, task_loss = self._quick(assembly) if judged else ({}, {})
                     frame = self._frame(step, accuracy=accuracy, task_loss=task_loss)
                     self._record(frame)
                     if frame.completed:
@@ -261,9 +264,11 @@ class _Session:
         self._evaluated_at = self._clock()
         self._evaluation_seconds += self._evaluated_at - start
         self._evaluations += 1
-        for task, score in scores.items():
-            if not math.isfinite(score.loss):
-                raise FwvizError(f"the merged model answers task {task!r} with not-a-number: lower the scale or step.")
+        lost = [task for task, score in scores.items() if not math.isfinite(score.loss)]
+        if lost and self._last is not None and self._last.inner:
+            return {}, {}  # on the way only: the method may yet turn back
+        if lost:
+            raise FwvizError(f"the merged model answers task {lost[0]!r} with not-a-number: lower the scale or step.")
         accuracy, task_loss = {t: s.accuracy for t, s in scores.items()}, {t: s.loss for t, s in scores.items()}
         self._judged = None if now is None else (now, extension, accuracy, task_loss)
         return accuracy, task_loss

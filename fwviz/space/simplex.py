@@ -6,6 +6,7 @@ touches a weight. A row of *slopes* holds ⟨∇_g ℓ(θ), s_v − θ⟩ for ea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -132,6 +133,7 @@ def short_steps(
     """Short steps with the curvature found by doubling: yields trials (γ, ℓ) until the quadratic bound holds.
 
     The bound is ℓ + γ·slope + γ²/2·curvature; its failure at γ proves a larger curvature. Pedregosa et al. (2020).
+    A loss that is not finite proves no more than that the step was too long: the next is a quarter of it.
     """
     for _ in range(evaluations):
         curvature = max(curvature, -slope)  # any less gives γ = 1 too, and would only ask for more than it can
@@ -140,6 +142,9 @@ def short_steps(
             return
         value = loss_at(gamma)
         yield gamma, value
+        if not math.isfinite(value):
+            curvature *= 4.0
+            continue
         if value <= start + gamma * slope + 0.5 * gamma * gamma * curvature:
             return
         measured = 2.0 * (value - start - gamma * slope) / (gamma * gamma)
@@ -157,20 +162,29 @@ def line_search(
     """Look for argmin over γ ∈ [0, 1] of ℓ(θ + γ·d) (FW-Merging, eq. 3), yielding every trial (γ, ℓ) as it is made.
 
     Successive parabolas through the best trial and its neighbours, kept inside their bracket; exact on a quadratic
-    after two trials. The caller takes the best trial, or γ = 0 if none is below ``start``.
+    after two trials. The caller takes the best trial, or γ = 0 if none is below ``start``. Beyond a trial whose loss is
+    not finite nothing is tried any more; after it comes the point a quarter of the way to it.
 
     Args: ``start`` = ℓ(θ), ``slope`` = ⟨∇ℓ(θ), d⟩ < 0 (None if unknown), ``first`` the first γ tried, ``tolerance``
     relative in γ.
     """
     known = [(0.0, start)]
+    limit = math.inf  # the least γ whose loss is not finite
     gamma: float | None = min(max(first, 1e-6), 1.0)
     for _ in range(evaluations):
         if gamma is None:
             return
         value = loss_at(gamma)
         yield gamma, value
-        known = sorted([*known, (gamma, value)])
-        gamma = _next_trial(known, slope, tolerance)
+        if math.isfinite(value):
+            known = sorted([*known, (gamma, value)])
+        else:
+            limit = gamma
+            known = [trial for trial in known if trial[0] < limit]
+        gamma = _next_trial(known, slope, tolerance) if len(known) > 1 else limit
+        if gamma is not None and gamma >= limit:
+            last = known[-1][0]
+            gamma = last + 0.25 * (limit - last) if limit - last > max(tolerance * limit, 1e-5) else None
 
 
 def _next_trial(known: list[tuple[float, float]], slope: float | None, tolerance: float) -> float | None:

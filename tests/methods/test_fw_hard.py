@@ -17,7 +17,7 @@ from fwviz.registry import parse_settings
 from fwviz.space import simplex
 from fwviz.space.sparsify import trim
 from fwviz.types import FwvizError, Problem, Step
-from tests.toy import toy_problem
+from tests.toy import beside_a_cliff, toy_problem
 
 INSIDE = torch.tensor([0.3, 0.2, 0.1, 0.0, 0.0])
 STRETCHED = torch.tensor([0.9, 0.6, 0.0, 0.0, 0.0])
@@ -123,6 +123,35 @@ def test_trials_of_the_line_search_are_shown_as_they_are() -> None:
     for step in trials:
         theta = problem.vectors.combine(step.coefficients, problem.groups("layer"))  # type: ignore[arg-type]
         assert float(problem.objective.losses(theta).mean()) == pytest.approx(step.loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("beyond", [torch.inf, torch.nan])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"step_rule": "short_step", "trials": 20}, {"merge_fn": "ties", "density": 0.9}],
+    ids=["line search", "short step", "trimmed"],
+)
+def test_a_trial_that_is_not_finite_is_rejected(settings: dict[str, Any], beyond: float) -> None:
+    problem = beside_a_cliff(toy_problem(), 1.5, beyond)  # every checkpoint lies further out
+    steps = list(fw_hard(problem, Settings(max_steps=3, init="base", epsilon=0.0, **settings)))
+    rejected = [step for step in steps if step.rejected]
+    assert rejected
+    for step in rejected:
+        assert step.inner > 0
+        assert step.loss is None
+        assert "rejected, the calibration loss there is not finite" in step.note
+    losses: list[float] = [step.loss for step in steps if step.inner == 0]  # type: ignore[misc]
+    assert losses[1] < losses[0]
+    assert all(later <= earlier for earlier, later in itertools.pairwise(losses))
+
+
+def test_where_no_trial_is_finite_the_path_ends_and_says_so() -> None:
+    *_, last = fw_hard(beside_a_cliff(toy_problem(), 1e-6, torch.nan), Settings(init="base"))
+    assert (last.inner, last.step_size, last.status) == (0, 0.0, "converged")
+    assert last.coefficients is not None
+    assert not last.coefficients.any()
+    assert last.loss is not None
+    assert last.note.startswith("no finite calibration loss on the way to c")
 
 
 def test_open_loop_takes_the_textbook_steps() -> None:

@@ -15,7 +15,7 @@ from fwviz.methods.fw_hard import fw_hard
 from fwviz.methods.fw_soft import Settings, fw_soft
 from fwviz.space.vectors import ResidentTaskVectors
 from fwviz.types import Problem, Step
-from tests.toy import toy_problem, toy_vectors
+from tests.toy import beside_a_cliff, toy_problem, toy_vectors
 
 INSIDE = torch.tensor([0.3, 0.2, 0.1, 0.0, 0.0])
 FULL: dict[str, Any] = {"batch_size": 0, "inner_updates": 25}
@@ -179,3 +179,21 @@ def test_notes_name_where_it_went() -> None:
     _, step = iterates(toy_problem(), max_steps=1, **FULL)
     assert "towards c0" in step.note
     assert "calibration loss" in step.note
+
+
+@pytest.mark.parametrize("beyond", [torch.inf, torch.nan])
+def test_a_mixture_that_is_not_finite_is_pulled_back(beyond: float) -> None:
+    """By batches the updates stay before the edge, and the mean of the last ones may not: here there is one update."""
+    problem = beside_a_cliff(toy_problem(), 1.0, beyond)
+    settings = {"inner_updates": 1, "learning_rate": 1.0, "batch_size": 4, "max_steps": 1, "epsilon": 0.0}
+    start, last = iterates(problem, **settings)
+    assert last.loss is not None
+    assert last.loss < start.loss  # type: ignore[operator]
+    assert last.note.endswith("; pulled back, the mixture found has no finite calibration loss")
+    _, last = iterates(beside_a_cliff(toy_problem(), 1e-3, beyond), **settings)
+    assert last.note.startswith("stayed: the mixture found for c")
+    assert last.note.endswith("has no finite calibration loss")
+    # All samples: each trial of the projected gradient is told.
+    steps = list(fw_soft(problem, Settings(max_steps=2, epsilon=0.0, **FULL)))
+    assert any("rejected a trial whose loss is not finite" in step.note for step in steps)
+    assert steps[-1].loss < start.loss  # type: ignore[operator]

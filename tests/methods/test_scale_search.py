@@ -10,8 +10,8 @@ import torch
 from fwviz.methods.task_arithmetic import Settings, task_arithmetic
 from fwviz.methods.ties import Settings as TiesSettings
 from fwviz.methods.ties import ties
-from fwviz.types import Step
-from tests.toy import toy_problem
+from fwviz.types import FwvizError, Step
+from tests.toy import beside_a_cliff, toy_problem
 
 
 def best_scale(problem: Any, delta: torch.Tensor) -> float:
@@ -53,3 +53,21 @@ def test_of_equal_losses_the_smaller_scale_wins() -> None:
     problem.objective.weights.zero_()
     last: Step = list(task_arithmetic(problem, Settings(scale_search="calibration")))[-1]
     assert last.step_size == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("beyond", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("method", [task_arithmetic, ties])
+def test_a_scale_that_is_not_finite_is_rejected(method: Any, beyond: float) -> None:
+    kind = Settings if method is task_arithmetic else TiesSettings
+    settings = kind(scale_search="calibration", scale_most=1.0)
+    vectors: Any = toy_problem(n=3).vectors
+    (step,) = method(toy_problem(n=3), kind(scale=1.0))
+    whole = float((vectors.matrix.sum(dim=0) if step.delta is None else step.delta).norm())
+    steps = list(method(beside_a_cliff(toy_problem(n=3), 0.25 * whole, beyond), settings))
+    assert [step.rejected for step in steps] == [False, False, *[True] * 8, False]
+    assert all("rejected, the calibration loss there is not finite" in step.note for step in steps[2:-1])
+    assert all(step.loss is None for step in steps[2:-1])
+    finite = {step.step_size: step.loss for step in steps[:2]}
+    assert steps[-1].step_size == min(finite, key=lambda scale: finite[scale])  # type: ignore[arg-type, return-value]
+    with pytest.raises(FwvizError, match=r"finite at no scale from 0\.1 up: lower scale_most"):
+        list(method(beside_a_cliff(toy_problem(n=3), 1e-6, beyond), settings))

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fwviz import solver
 from fwviz.space import simplex
-from fwviz.types import Problem
+from fwviz.types import FwvizError, Problem
 from tests.equality import largest_difference
-from tests.toy import toy_problem
+from tests.toy import beside_a_cliff, toy_problem
 
 
 def layer_landscape(problem: Problem, m: int = 3) -> solver.Landscape:
@@ -151,6 +151,32 @@ def test_projected_gradient_reaches_the_constrained_optimum_and_never_rises() ->
     _, gradient = landscape.slope(weights)
     moved = simplex.project_capped_simplex(weights - 0.01 * gradient)
     assert (moved - weights).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("beyond", [torch.inf, -torch.inf, torch.nan])
+def test_projected_gradient_turns_back_from_what_is_not_finite(beyond: float) -> None:
+    plain = toy_problem(reach=1.5)
+    start = torch.zeros(4, 5, dtype=torch.float64)
+
+    def descend(problem: Problem) -> tuple[solver.Landscape, list[solver.Progress]]:
+        landscape = identity_landscape(problem)
+        rule = solver.projected_gradient(landscape, start, simplex.project_capped_simplex, updates=60, reach=1.0)
+        return landscape, run(rule)
+
+    free = descend(plain)[0]
+    reached = float((free.point(descend(plain)[1][-1].weights) - plain.vectors.base).norm())
+    landscape, steps = descend(beside_a_cliff(plain, 0.5 * reached, beyond))
+    assert any(step.rejected for step in steps)
+    for before, step in itertools.pairwise(steps):
+        assert step.weights.isfinite().all()
+        assert step.loss <= before.loss
+        if step.rejected:
+            assert (step.weights == before.weights).all()
+    moved = float((landscape.point(steps[-1].weights) - plain.vectors.base).norm())
+    assert 0.25 * reached < moved <= 0.5 * reached
+    # Where the start itself is not finite there is nothing to go by.
+    with pytest.raises(FwvizError, match="not-a-number where it starts"):
+        descend(beside_a_cliff(plain, -1.0, beyond))
 
 
 def test_adam_follows_torch() -> None:

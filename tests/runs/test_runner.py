@@ -279,6 +279,46 @@ def test_a_loss_that_is_no_number_fails_the_run_and_keeps_what_was(
     assert json.loads((tmp_path / writer.id / "result.json").read_text())["status"] == "failed"
 
 
+def test_a_trial_that_is_not_finite_is_shown_and_nothing_ends_on_it(tiny_pool_path: Path, tmp_path: Path) -> None:
+    """Neither the run, nor, stopped at such a moment, its result: that is the state before."""
+    registry.entries("methods")
+    broken = torch.full((1, 4), 1e30)  # finite coefficients of a model that answers with not-a-number
+
+    @merge_method("Rejecting", Slow, data="labels", paper="none", reference="this test")
+    def rejecting(problem: Problem, settings: Slow) -> Iterator[Step]:
+        yield Step(0, inner=1, coefficients=broken, landmark=True, rejected=True, note="rejected")
+        yield Step(0, coefficients=torch.zeros(1, 4))
+        yield Step(1, inner=1, coefficients=broken, landmark=True, rejected=True, note="rejected")
+        # One that looked well where the method looked, and does not where the run does.
+        yield Step(1, inner=2, coefficients=broken, landmark=True, loss=1.0)
+        yield Step(1, coefficients=torch.full((1, 4), 0.1))
+        yield Step(2, inner=1, delta=torch.full_like(problem.vectors.base, torch.inf), rejected=True, landmark=True)
+        if settings.linear:
+            yield Step(2, coefficients=broken)
+
+    try:
+        frames = list(run(recipe(tiny_pool_path, "rejecting", linear=False)))
+        assert [(f.inner, bool(f.accuracy)) for f in frames[:-1]] == [
+            (1, False), (0, True), (1, False), (2, False), (0, True), (1, False)
+        ]  # fmt: skip
+        assert frames[-1].status == "max_steps"
+        assert frames[-1].coefficients == ((0.1,) * 4,)
+        assert set(frames[-1].final["test"]) == {"colour", "stripes"}
+        control = Control()
+        frames = []
+        for frame in run(recipe(tiny_pool_path, "rejecting", linear=False), control=control):
+            frames.append(frame)
+            if frame.t == 2:
+                control.stop()
+        assert (frames[-1].status, frames[-1].coefficients) == ("stopped", ((0.1,) * 4,))
+        # An iterate that answers with not-a-number ends the run, as ever.
+        frames = list(run(recipe(tiny_pool_path, "rejecting")))
+        assert frames[-1].status == "failed"
+        assert "not-a-number" in frames[-1].note
+    finally:
+        del registry._REGISTRIES["methods"]["rejecting"]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

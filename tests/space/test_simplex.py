@@ -147,6 +147,33 @@ def test_line_search_without_a_slope_and_without_descent() -> None:
     assert min(value for _, value in trials) > 0.0
 
 
+@pytest.mark.parametrize("beyond", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("edge", [0.001, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("slope", [-2.0, None])
+def test_line_search_stays_before_a_cliff(beyond: float, edge: float, slope: float | None) -> None:
+    """(1 − γ)² up to the edge, where the best is; what lies beyond is asked once and never gone past."""
+    trials = list(simplex.line_search(lambda g: (1 - g) ** 2 if g < edge else beyond, 1.0, slope, evaluations=12))
+    assert trials[0][0] == 1.0
+    limit = math.inf
+    for gamma, value in trials:
+        assert gamma < limit
+        limit = limit if math.isfinite(value) else gamma
+    best = max(gamma for gamma, value in trials if math.isfinite(value))
+    assert best > 0.5 * edge
+    # And where the minimum lies before the edge, it is found as ever.
+    trials = list(simplex.line_search(lambda g: (g - 0.1) ** 2 if g < 0.3 else beyond, 0.01, -0.2, evaluations=12))
+    finite = [trial for trial in trials if math.isfinite(trial[1])]
+    assert min(finite, key=lambda trial: trial[1])[0] == pytest.approx(0.1, rel=0.01)
+
+
+@pytest.mark.parametrize("beyond", [math.inf, -math.inf, math.nan])
+def test_line_search_ends_where_nothing_is_finite(beyond: float) -> None:
+    trials = list(simplex.line_search(lambda gamma: beyond, 1.0, -1.0, evaluations=40))
+    assert [gamma for gamma, _ in trials] == [0.25**j for j in range(len(trials))]
+    assert trials[-1][0] < 1e-4
+    assert len(trials) < 12
+
+
 def test_step_rules() -> None:
     assert [simplex.open_loop(t) for t in range(3)] == [1.0, 2 / 3, 0.5]
     assert simplex.official(1, 0.03) == pytest.approx(0.02)
@@ -164,3 +191,10 @@ def test_short_steps_end_where_the_bound_holds(guess: float) -> None:
     assert gamma >= min(0.04, 0.49 * 4.0 / curvature)  # and it is not needlessly short
     if guess == 100.0:
         assert gamma == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize("beyond", [math.inf, -math.inf, math.nan])
+def test_short_steps_are_quartered_where_the_loss_is_not_finite(beyond: float) -> None:
+    trials = list(simplex.short_steps(lambda g: -4.0 * g + g * g if g < 0.1 else beyond, 0.0, -4.0, 0.0, 20))
+    assert [gamma for gamma, _ in trials] == [1.0, 0.25, 0.0625]
+    assert trials[-1][1] < 0.0
