@@ -315,6 +315,41 @@ def test_every_choice_runs(method: Entry) -> None:
             assert last.status in ("converged", "max_steps"), (spec.name, value)
 
 
+def on_base(problem: Problem, dtype: torch.dtype) -> Problem:
+    """The same problem on a base of float16 numbers, held in ``dtype``, with its task vectors in memory."""
+    vectors = problem.vectors
+    matrix = torch.stack([vectors.vector(i) for i in range(vectors.n)])
+    base = vectors.base.half().to(dtype)
+    return dataclasses.replace(problem, vectors=ResidentTaskVectors(vectors.layout, vectors.names, base, matrix))
+
+
+def assert_same_on_a_half_base(problem: Problem, method: Entry, **values: Any) -> None:
+    wide, half = (on_base(problem, dtype) for dtype in (torch.float32, torch.float16))
+    first, second = (copied(method.run(one, short(method, **values))) for one in (wide, half))
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert (a.loss, a.gap, a.note) == (b.loss, b.gap, b.note), values
+        for one, other in ((a.delta, b.delta), (a.coefficients, b.coefficients)):
+            assert (one is None) == (other is None)
+            if one is not None and other is not None:
+                assert other.dtype == torch.float32, values
+                assert torch.equal(one, other), values
+        assert_same_parts(a, b)
+
+
+def test_a_base_in_half_precision_changes_no_digit(method: Entry, problem: Problem) -> None:
+    """A pool holds its base as it was saved; a buffer made like it, or a sum with it, would lose digits."""
+    assert_same_on_a_half_base(problem, method)
+
+
+def test_no_choice_loses_digits_on_a_half_base(method: Entry) -> None:
+    assert method.settings is not None
+    problem = toy_problem(noise=0.5)
+    for spec in describe_settings(method.settings):
+        for value in spec.choices or ((False, True) if spec.kind is bool else ()):
+            assert_same_on_a_half_base(problem, method, **{spec.name: value})
+
+
 def test_docstrings_give_equation_and_source(method: Entry) -> None:
     assert method.doc.splitlines()[0].endswith((".", "."))
     assert "θ" in method.doc

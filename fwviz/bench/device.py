@@ -122,7 +122,8 @@ def _copy(size: int, where: torch.device, repeats: int) -> Measured:
 
 
 def _kernels(vectors: TaskVectors, where: torch.device, repeats: int) -> list[Measured]:
-    gradient, theta = torch.randn_like(vectors.base), torch.empty_like(vectors.base)
+    gradient = torch.randn_like(vectors.base, dtype=torch.float32)
+    theta = torch.empty_like(gradient)
     model, tensor = vectors.layout.groups("model"), vectors.layout.groups("tensor")
     average = torch.full((1, vectors.n), 1 / vectors.n)
     kernels: tuple[tuple[str, Callable[[], object]], ...] = (

@@ -21,6 +21,7 @@ from fwviz.pools.open import open_pool
 from fwviz.registry import entry, parse_settings
 from fwviz.runs.assemble import Assembly, assemble, default_fingerprint
 from fwviz.runs.recipe import Recipe
+from fwviz.space.wide import plus
 from fwviz.tasks.data import TaskData, load_split, stratified_subset
 from fwviz.tasks.objectives import CalibrationObjective
 from fwviz.types import FwvizError, Problem, Step
@@ -191,7 +192,7 @@ def _run_row(assembly: Assembly, row: Row, samples: int) -> pd.DataFrame:
     seconds = time.process_time() - begin
     assert last is not None
     if last.delta is not None:
-        theta = problem.vectors.base + last.delta
+        theta = plus(problem.vectors.base, last.delta)
     else:
         assert last.coefficients is not None
         theta = problem.vectors.combine(last.coefficients, problem.groups(last.granularity))

@@ -172,7 +172,7 @@ def measure_here(method: str, folder: Path, count: int, model: bool, layout: Par
     objective: Objective = (
         random_objective(layout, len(TASKS), SAMPLES, CLASSES)
         if model
-        else QuadraticObjective(base, random_move(layout), torch.empty_like(base))
+        else QuadraticObjective(base, random_move(layout), torch.empty_like(base, dtype=torch.float32))
     )
     files = [CheckpointFile(folder / f"checkpoint-{i}.safetensors", layout) for i in range(count)]
     vectors = StreamedTaskVectors(layout, [f"c{i}" for i in range(count)], base, files)

@@ -25,6 +25,7 @@ import torch
 from fwviz.bench import _peers
 from fwviz.bench.memory import layout_from, plain_layout
 from fwviz.bench.synthetic import random_base, random_tower, vit_layout, write_pool
+from fwviz.space.wide import plus
 from fwviz.types import FwvizError, ParamLayout
 
 # Images per checkpoint and per pass, for the methods that look at data; random ones, as the weights are.
@@ -72,7 +73,7 @@ def method(name: str, *, looks: bool = False, **settings: Any) -> Ours:
                 if step.coefficients is not None:
                     theta = vectors.combine(step.coefficients, problem.groups(step.granularity))
                 elif step.delta is not None and step.inner == 0:
-                    theta = step.delta.add_(vectors.base)
+                    theta = plus(vectors.base, step.delta, step.delta)
             return theta
 
         return merge
@@ -181,7 +182,7 @@ def _write(folder: Path, layout: ParamLayout, count: int) -> None:
     from fwviz.space.layout import unflatten
 
     (folder / "layout.json").write_text(json.dumps(plain_layout(layout)))
-    base = unflatten(layout, random_base(layout).half())
+    base = unflatten(layout, random_base(layout))
     save_file({name: view.contiguous() for name, view in base.items()}, folder / "base.safetensors")
     random = torch.Generator().manual_seed(4)
     head = torch.randn(CLASSES, layout.shapes[layout.names.index("visual_projection.weight")][0], generator=random)

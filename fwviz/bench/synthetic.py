@@ -67,8 +67,8 @@ def random_move(layout: ParamLayout) -> Tensor:
 
 
 def random_base(layout: ParamLayout, dtype: torch.dtype = torch.float16) -> Tensor:
-    """θ₀ (P,) float32, with values that ``dtype`` can hold."""
-    return (0.02 * torch.randn(layout.size, generator=torch.Generator().manual_seed(0))).to(dtype).float()
+    """θ₀ (P,) of ``dtype``: a pool holds its base as it was saved."""
+    return (0.02 * torch.randn(layout.size, generator=torch.Generator().manual_seed(0))).to(dtype)
 
 
 def random_vectors(

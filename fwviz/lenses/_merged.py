@@ -30,7 +30,7 @@ class Merged:
 
 def base_of(assembly: Assembly) -> Merged:
     """The model before any merging, as a row to compare with."""
-    return Merged("", "base", "", assembly.problem.vectors.base)
+    return Merged("", "base", "", assembly.problem.vectors.base.float())
 
 
 def finished(assembly: Assembly, traces: Sequence[Trace]) -> list[Trace]:

@@ -12,7 +12,10 @@ _CHUNK = 1 << 22  # elements multiplied in float64 at a time: 32 MB instead of 8
 
 
 def point(problem: Problem, theta: Tensor | None) -> Tensor:
-    """θ (P,) float32 on the device of the base; the base itself for None. FwvizError if the length is another."""
+    """θ (P,) float32 on the device of the base; for None the base itself, in its own dtype.
+
+    FwvizError if the length is another.
+    """
     base = problem.vectors.base
     if theta is None:
         return base
@@ -20,7 +23,7 @@ def point(problem: Problem, theta: Tensor | None) -> Tensor:
         raise FwvizError(
             f"theta has shape {tuple(theta.shape)}, but the pool's models have {tuple(base.shape)} parameters."
         )
-    return theta.to(base)
+    return theta.to(base.device, torch.float32)
 
 
 def slopes(problem: Problem, gradient: Tensor, theta: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:

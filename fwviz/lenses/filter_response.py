@@ -14,6 +14,7 @@ import torch
 from fwviz.lenses import _names as names
 from fwviz.registry import entry, lens, parse_settings
 from fwviz.runs.assemble import Assembly
+from fwviz.space.wide import plus
 from fwviz.types import FwvizError, Score
 
 METHOD = "fr_merging"
@@ -55,7 +56,7 @@ def responses(
     if not cutoffs or not all(0 <= cutoff <= 1 for cutoff in cutoffs):
         raise FwvizError("the cutoffs must be numbers between 0 and 1, at least one.")
     titles = {"joint": "all tasks together"} | names.task_titles(assembly.recipe.tasks, assembly.pool.card)
-    theta = torch.empty_like(assembly.problem.vectors.base)
+    theta = torch.empty_like(assembly.problem.vectors.base, dtype=torch.float32)
     whole = _judged(assembly, "high", 0.0, theta)
     plain = _rows(assembly, whole, titles)
     unfiltered = {row["task"]: row["accuracy"] for row in plain}
@@ -73,7 +74,7 @@ def responses(
 def response(assembly: Assembly, cutoff: float) -> Iterator[pd.DataFrame]:
     """The rows of one cutoff with the fine part kept: first by themselves, then beside the merge without a filter."""
     titles = {"joint": "all tasks together"} | names.task_titles(assembly.recipe.tasks, assembly.pool.card)
-    theta = torch.empty_like(assembly.problem.vectors.base)
+    theta = torch.empty_like(assembly.problem.vectors.base, dtype=torch.float32)
     rows = _rows(assembly, _judged(assembly, "high", cutoff, theta), titles)
     table = pd.DataFrame([{"band": "high", "cutoff": cutoff, **row, "unfiltered": math.nan} for row in rows])
     if cutoff:
@@ -90,7 +91,7 @@ def _judged(assembly: Assembly, band: str, cutoff: float, theta: torch.Tensor) -
     with closing(method.run(assembly.problem, settings)) as steps:
         for step in steps:
             if step.inner == 0 and step.delta is not None:
-                torch.add(assembly.problem.vectors.base, step.delta, out=theta)
+                plus(assembly.problem.vectors.base, step.delta, theta)
     return assembly.evaluator.quick(theta)
 
 

@@ -81,10 +81,10 @@ def interpolation(
         if name == MERGE:
             if theta is None:
                 raise FwvizError("there is no merged model to start or end at: give the weights of a run.")
-            ends.append(theta.to(vectors.base))
+            ends.append(theta.to(vectors.base.device, torch.float32))
         else:
             i = None if field.known(name, vectors) == BASE else vectors.names.index(name)
-            ends.append(vectors.base if i is None else vectors.vector(i).add_(vectors.base))
+            ends.append(vectors.base.float() if i is None else vectors.vector(i).add_(vectors.base))
     titles = field.model_titles(assembly, [name for name in (start, end) if name in vectors.names])
     titles |= {MERGE: "backbone of the merge, without its parts"} if backbone else {}
     named = {"way": f"{start} → {end}", "start": start, "start_title": titles[start]}

@@ -92,7 +92,8 @@ def plane_of(
     if models == RANDOM:
         if high_pass > 0.0:
             raise FwvizError("random directions are not made of task vectors, so there is nothing to filter: set 0.")
-        return random_plane(vectors.layout, vectors.base if theta is None else theta.to(vectors.base), draw)
+        origin = vectors.base if theta is None else theta.to(vectors.base.device)
+        return random_plane(vectors.layout, origin.float(), draw)
     names = field.three(models, vectors, (BASE, *assembly.problem.vectors.names[:2]))
     return plane_through(field.filtered(vectors, names, high_pass), names)
 

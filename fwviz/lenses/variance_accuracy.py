@@ -61,7 +61,7 @@ def subpools(
     products = amplitude_products(vectors, found)
     drawn = _drawn(owners, count, size, seed)
     groups = problem.groups("model")
-    theta = torch.empty_like(vectors.base)
+    theta = torch.empty_like(vectors.base, dtype=torch.float32)
     for k, rows in enumerate(drawn):
         coefficients = torch.zeros(1, vectors.n)
         coefficients[0, rows] = scale

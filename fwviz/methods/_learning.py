@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fwviz import solver
 from fwviz.space import simplex
+from fwviz.space.wide import minus
 from fwviz.types import Groups, Status, Step, TaskVectors
 
 # Iterates of one run: each costs a pass over all samples, which updates on small batches make worth watching.
@@ -109,7 +110,7 @@ def as_deltas(steps: Iterable[Step], vectors: TaskVectors, out: Tensor) -> Itera
         if step.inner == 0 or step.inner % 10 == 1:
             assert step.coefficients is not None
             groups = vectors.layout.groups(step.granularity)
-            delta = vectors.combine(step.coefficients, groups, out=out).sub_(vectors.base)
+            delta = minus(vectors.combine(step.coefficients, groups, out=out), vectors.base, out)
             yield replace(step, coefficients=None, delta=delta, in_hull=None)
 
 

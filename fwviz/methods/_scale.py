@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fwviz.registry import setting
+from fwviz.space.wide import plus
 from fwviz.types import FwvizError, Problem, Step
 
 SEARCHES = ("off", "calibration")
@@ -82,7 +83,7 @@ def scaled_delta(problem: Problem, settings: ScaleSettings, delta: Tensor, note:
     theta, shown = torch.empty_like(delta), torch.empty_like(delta)
 
     def trial(scale: float) -> tuple[Tensor, dict[str, Any]]:
-        torch.add(problem.vectors.base, delta, alpha=scale, out=theta)
+        plus(problem.vectors.base, delta, theta, share=scale)
         return theta, {"delta": torch.mul(delta, scale, out=shown)}
 
     yield from _search(problem, settings, trial, note)
@@ -100,7 +101,7 @@ def scaled_sum(problem: Problem, settings: ScaleSettings, note: str) -> Iterator
     if settings.scale_search == "off":
         yield Step(0, **linear(settings.scale), status="converged", note=f"{note} with coefficient {settings.scale:g}")
         return
-    theta = torch.empty_like(vectors.base)
+    theta = torch.empty_like(vectors.base, dtype=torch.float32)
 
     def trial(scale: float) -> tuple[Tensor, dict[str, Any]]:
         fields = linear(scale)

@@ -74,7 +74,7 @@ def adamerging(problem: Problem, settings: Settings) -> Iterator[Step]:
         yield from adapt(problem, settings, groups)
         return
     vectors = elected(problem.vectors, settings.density)
-    delta = torch.empty_like(vectors.base)
+    delta = torch.empty_like(vectors.base, dtype=torch.float32)
     yield from as_deltas(adapt(replace(problem, vectors=vectors), settings, groups), vectors, delta)
 
 

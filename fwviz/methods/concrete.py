@@ -13,6 +13,7 @@ from fwviz.methods._answers import Answers
 from fwviz.methods._learning import BATCH_HELP, ITERATES, Rule, as_deltas, learn
 from fwviz.registry import merge_method, setting
 from fwviz.space.transformed import masked
+from fwviz.space.wide import minus, plus
 from fwviz.types import GRANULARITIES, Granularity, LossName, ParamLayout, Problem, Status, Step
 
 _MASK_STREAM, _FINAL_STREAM = 2, 3  # of random numbers: masks while learning, and the one that is kept
@@ -97,11 +98,11 @@ def concrete(problem: Problem, settings: Settings) -> Iterator[Step]:
     start = torch.full((len(groups), vectors.n), settings.init_scale, dtype=torch.float64)
     mask = Mask(layout, settings.temperature, settings.initial_logit, base.device)
     noise, batches = problem.generator(_MASK_STREAM), problem.generator()
-    theta, total = torch.empty_like(base), torch.empty_like(base)
+    theta, total = (torch.empty_like(base, dtype=torch.float32) for _ in range(2))
 
     def place(rows: Tensor) -> Tensor:
         """θ₀ + m ⊙ Στλ in ``theta``, with Στλ in ``total``."""
-        vectors.combine(rows.float(), groups, out=total).sub_(base)
+        minus(vectors.combine(rows.float(), groups, out=total), base, total)
         return theta.copy_(base).addcmul_(mask.values, total)
 
     def gradient() -> tuple[float, Tensor]:
@@ -115,10 +116,10 @@ def concrete(problem: Problem, settings: Settings) -> Iterator[Step]:
 
     note = f"initial solution: {settings.init_scale:g} of every task vector"
     mask.values.fill_(1.0)
-    yield Step(t=0, inner=1, delta=place(start).sub_(base), note=note)
+    yield Step(t=0, inner=1, delta=minus(place(start), base, theta), note=note)
     value = float(objective.losses(place(start), loss=loss).mean())
     answers = Answers(problem, theta) if loss == "entropy" else None
-    yield Step(t=0, delta=theta.sub_(base), loss=value, note=f"{note}; {_name(loss)} {value:.3f}")
+    yield Step(t=0, delta=minus(theta, base, theta), loss=value, note=f"{note}; {_name(loss)} {value:.3f}")
 
     iterates = min(ITERATES, settings.mask_updates)
     t, done = 1, 0
@@ -138,7 +139,7 @@ def concrete(problem: Problem, settings: Settings) -> Iterator[Step]:
             yield Step(
                 t=t,
                 inner=update - done,
-                delta=place(start).sub_(base),
+                delta=minus(place(start), base, theta),
                 loss=value,
                 note=f"mask update {update} of {settings.mask_updates}: {_name(loss)} of the batch {value:.3f}",
             )
@@ -147,7 +148,7 @@ def concrete(problem: Problem, settings: Settings) -> Iterator[Step]:
             words = f"{update} mask updates: {_name(loss)} {value:.3f}, {mask.words()}"
             words += answers.warning(theta) if answers else ""
             status: Status = "max_steps" if t == iterates and not adaptive else "running"
-            yield Step(t=t, delta=theta.sub_(base), loss=value, note=words, status=status)
+            yield Step(t=t, delta=minus(theta, base, theta), loss=value, note=words, status=status)
             t, done = t + 1, update
     if not adaptive:
         return
@@ -159,7 +160,7 @@ def concrete(problem: Problem, settings: Settings) -> Iterator[Step]:
     for step in as_deltas(learn(landscape, start, rule, batches, vectors.names), hidden, total):
         words = f"mask fixed, {step.note}"
         if answers is not None and step.inner == 0 and step.delta is not None:
-            words += answers.warning(torch.add(base, step.delta, out=theta))
+            words += answers.warning(plus(base, step.delta, theta))
         yield replace(step, t=step.t + t - 1, note=words)
 
 

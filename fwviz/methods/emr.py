@@ -12,7 +12,7 @@ from fwviz.methods import _experts
 from fwviz.registry import merge_method, setting
 from fwviz.space.blocks import Blocks, Piece
 from fwviz.space.experts import MaskExpert, pack_bits, smallest_exact
-from fwviz.space.wide import total
+from fwviz.space.wide import plus, total
 from fwviz.tasks.extended import stored_bytes
 from fwviz.types import Extension, ParamLayout, Problem, Step
 
@@ -71,7 +71,7 @@ def emr(problem: Problem, settings: Settings) -> Iterator[Step]:
         mask = tau * unified > 0
         factor = rescaler(tau, mask, unified, vectors.layout, settings.rescale)
         experts[task] = MaskExpert(pack_bits(mask), factor, base)
-    theta = vectors.base + unified
+    theta = plus(vectors.base, unified)
     router = _experts.make_router(problem, theta, settings.router, settings.choice, settings.share)
     extension = Extension(router, dict(experts))
     factors = ", ".join(f"{task} {expert.scale:.3g}" for task, expert in experts.items())

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fwviz.methods._calibrated import SAMPLES_HELP, measure, strangers
 from fwviz.registry import merge_method, setting
+from fwviz.space.wide import plus
 from fwviz.types import Problem, Step
 
 
@@ -71,7 +72,7 @@ def fisher(problem: Problem, settings: Settings) -> Iterator[Step]:
         if i + 1 < vectors.n:
             note = f"Fisher information of {i + 1} of {vectors.n} checkpoints: the mean of those"
             yield Step(0, inner=i + 1, delta=delta, note=note)
-    loss = float(problem.objective.losses(vectors.base + delta).mean())
+    loss = float(problem.objective.losses(plus(vectors.base, delta)).mean())
     note = f"mean of {vectors.n} checkpoints weighted by Fisher information{strangers(problem)}"
     yield Step(0, delta=delta, loss=loss, status="converged", note=note)
 

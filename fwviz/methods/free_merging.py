@@ -14,7 +14,7 @@ from fwviz.methods import _experts, _frequency
 from fwviz.registry import merge_method, setting
 from fwviz.space.experts import SparseExpert
 from fwviz.space.selection import order_statistics
-from fwviz.space.wide import total
+from fwviz.space.wide import plus, total
 from fwviz.tasks.extended import stored_bytes
 from fwviz.types import Expert, Extension, ParamLayout, Problem, Step
 
@@ -122,7 +122,7 @@ def free_merging(problem: Problem, settings: Settings) -> Iterator[Step]:
         delta.mul_(settings.backbone_scale)
     else:
         delta.mul_(settings.backbone_scale / vectors.n)
-    theta = vectors.base + delta
+    theta = plus(vectors.base, delta)
     experts: dict[str, Expert] = {}
     factors = {}
     for task, i in own.items():

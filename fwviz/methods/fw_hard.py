@@ -29,6 +29,7 @@ from fwviz.methods._frank_wolfe import (
 from fwviz.registry import merge_method, setting
 from fwviz.space import simplex
 from fwviz.space.sparsify import trim
+from fwviz.space.wide import minus
 from fwviz.types import GRANULARITIES, FwvizError, Granularity, LossName, Problem, Status, Step
 
 
@@ -264,7 +265,7 @@ def _state(coefficients: Tensor | None, theta: Tensor, base: Tensor, buffer: Ten
     """What a Step says about θ; ``buffer`` (P,) takes the difference to the base where θ is not linear."""
     if coefficients is not None:
         return {"coefficients": coefficients.float()}
-    return {"delta": torch.sub(theta, base, out=buffer)}
+    return {"delta": minus(theta, base, buffer)}
 
 
 @dataclass(frozen=True)
@@ -319,4 +320,5 @@ class _Path:
         """‖s_t − θ_t‖², by way of the buffer."""
         assert self.start is not None
         vectors, rows = self.hull.vectors, (self.end - self.start).float()
-        return float(vectors.combine(rows, self.hull.groups, out=self.buffer).sub_(vectors.base).square().sum())
+        there = vectors.combine(rows, self.hull.groups, out=self.buffer)
+        return float(minus(there, vectors.base, there).square().sum())

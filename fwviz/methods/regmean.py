@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fwviz.methods._calibrated import SAMPLES_HELP, measure, strangers
 from fwviz.registry import merge_method, setting
+from fwviz.space.wide import plus
 from fwviz.types import Problem, Step
 
 
@@ -68,7 +69,7 @@ def regmean(problem: Problem, settings: Settings) -> Iterator[Step]:
             part.copy_(torch.cholesky_solve(part.t().to(factor), factor).t())
         else:
             part /= vectors.n
-    loss = float(problem.objective.losses(vectors.base + delta).mean())
+    loss = float(problem.objective.losses(plus(vectors.base, delta)).mean())
     note = f"least squares for {len(reads)} linear weights of {vectors.n} checkpoints{strangers(problem)}"
     yield Step(0, delta=delta, loss=loss, status="converged", note=note)
 

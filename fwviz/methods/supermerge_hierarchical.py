@@ -24,6 +24,7 @@ from fwviz.methods.supermerge import (
 from fwviz.registry import merge_method, setting
 from fwviz.space.similarity import cosine, similar_groups
 from fwviz.space.vectors import ResidentTaskVectors
+from fwviz.space.wide import minus
 from fwviz.types import GRANULARITIES, Granularity, Groups, Problem, Status, Step, TaskVectors
 
 
@@ -83,7 +84,7 @@ def supermerge_hierarchical(problem: Problem, settings: Settings) -> Iterator[St
     Reference: Yang et al. (2024), SuperMerge, arXiv:2412.10416, section 5 and figure 4.
     """
     vectors, groups = problem.vectors, problem.groups(settings.granularity)
-    theta = torch.empty_like(vectors.base)
+    theta = torch.empty_like(vectors.base, dtype=torch.float32)
 
     def completed(rows: Tensor, t: int, note: str, status: Status = "running") -> Step:
         vectors.combine(rows.float(), groups, out=theta)
@@ -149,7 +150,7 @@ class _Held:
             self._buffer = torch.empty(count, vectors.layout.size, device=vectors.base.device)
         matrix = self._buffer[: len(models)]
         for row, model in zip(matrix, models, strict=True):
-            vectors.combine(model.coefficients.float(), self._groups, out=row).sub_(vectors.base)
+            minus(vectors.combine(model.coefficients.float(), self._groups, out=row), vectors.base, row)
         names = [_title([vectors.names[i] for i in model.leaves]) for model in models]
         return ResidentTaskVectors(vectors.layout, names, vectors.base, matrix)
 

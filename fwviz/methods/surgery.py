@@ -18,6 +18,7 @@ from fwviz.methods.ties import ties
 from fwviz.methods.weight_average import Settings as WeightAverage
 from fwviz.methods.weight_average import weight_average
 from fwviz.registry import merge_method, setting
+from fwviz.space.wide import plus
 from fwviz.tasks.router import OracleRouter
 from fwviz.tasks.surgery import SurgeryMap, corrected
 from fwviz.types import Extension, FeatureMap, Problem, Step
@@ -77,7 +78,7 @@ def surgery(problem: Problem, settings: Settings) -> Iterator[Step]:
         assert merged.coefficients is not None
         theta = vectors.combine(merged.coefficients, problem.groups(merged.granularity))
     else:
-        theta = vectors.base + merged.delta
+        theta = plus(vectors.base, merged.delta)
     features: dict[str, Tensor] = {}
     targets: dict[str, Tensor] = {}
     for task, i in own.items():

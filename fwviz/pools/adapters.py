@@ -171,7 +171,7 @@ class AdapterFile:
         return name in self._low and "embedding" in self._low[name][0]
 
     def read(self, base: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> dict[str, Part]:
-        """The parts by the name of the tensor they change, for those in ``base`` (name → float32 tensor).
+        """The parts by the name of the tensor they change, for those in ``base`` (name → tensor).
 
         Raises:
             FwvizError: a factor holds NaN or infinity, or the file changed.

@@ -27,6 +27,7 @@ from fwviz.space.files import CheckpointFile, ModelFiles, first_nonfinite
 from fwviz.space.layout import build_layout, flatten, unflatten
 from fwviz.space.lowrank import LowRankTaskVectors, Part
 from fwviz.space.vectors import ResidentTaskVectors, StreamedTaskVectors
+from fwviz.space.wide import minus
 from fwviz.types import FwvizError, ParamLayout, TaskVectors
 
 Storage = Literal["resident", "streamed"]
@@ -36,6 +37,7 @@ _OPEN_POOLS = 4
 # and verify() is there.
 _HASH_LIMIT = 64 << 20
 _MATRIX_CACHE = 256 << 20  # bytes of task vectors kept for the next run, per pool
+_HALVES = {torch.float16, torch.bfloat16}
 _KEPT_HEAD_MAKER = 8_000_000  # parameters of a head maker that stays in memory
 
 _lock = threading.Lock()
@@ -183,7 +185,7 @@ class Pool:
 
     @property
     def base(self) -> Tensor:
-        """θ₀ as a flat (P,) float32 vector. Shared: never write to it."""
+        """θ₀ as a flat (P,) vector: in half precision if all of it was saved so, else float32. Never write to it."""
         self._read_base()
         assert self._base is not None
         return self._base
@@ -310,18 +312,22 @@ class Pool:
         return ModelFiles(self.base_dir)
 
     def _read_base(self) -> dict[str, Tensor]:
-        """The encoder's tensors in float32; the merged ones are views of ``base``."""
+        """The encoder's tensors, all float32 but the merged ones, which are views of ``base``."""
         with self._lock:
             if self._encoder is None:
                 self._check_hash(self.base_dir, self.card.base["sha256"])
                 file = self._base_file()
-                tensors = {name: file.read(name).float() for name in self.architecture.tensors}
+                tensors = {name: file.read(name) for name in self.architecture.tensors}
                 file.close()
                 for name, tensor in tensors.items():
-                    if not tensor.isfinite().all():
+                    if not tensor.float().isfinite().all():  # of float64 what float32 cannot hold is none
                         raise FwvizError(f"{file.path}: tensor {name!r} holds NaN or infinity: restore the pool.")
-                self._base = flatten(self.layout, tensors)
-                self._encoder = tensors | unflatten(self.layout, self._base)
+                # Half the memory, and no digit less, where the file has no more.
+                found = {tensors[name].dtype for name in self.layout.names}
+                saved = found.pop() if len(found) == 1 and found <= _HALVES else torch.float32
+                self._base = flatten(self.layout, tensors, saved)
+                merged = unflatten(self.layout, self._base)
+                self._encoder = {n: merged[n] if n in merged else tensor.float() for n, tensor in tensors.items()}
             return self._encoder
 
     def _folder(self, name: str) -> Path:
@@ -404,7 +410,7 @@ class Pool:
             bad = first_nonfinite(self.layout, row)
             if bad is not None:
                 raise _not_finite(name, bad)
-            matrix[i] = row.sub_(self.base)
+            matrix[i] = minus(row, self.base, row)
         return matrix
 
 

@@ -28,6 +28,7 @@ from fwviz.runs.recipe import Recipe
 from fwviz.runs.runner import execute
 from fwviz.runs.trace import Trace
 from fwviz.space.lowrank import LowRank, LowRankTaskVectors, truncate
+from fwviz.space.wide import plus
 from fwviz.tasks.extended import stored_bytes
 from fwviz.types import Extension, FwvizError
 
@@ -230,7 +231,7 @@ def merged_parts(
         for step in steps:
             if (step.t, step.inner) == (frame.t, frame.inner):
                 if step.delta is not None:
-                    return vectors.base + step.delta, step.extension
+                    return plus(vectors.base, step.delta), step.extension
                 if step.coefficients is not None:
                     return vectors.combine(step.coefficients, vectors.layout.groups(step.granularity)), step.extension
     raise FwvizError(f"frame {index} of the run cannot be made again: the method no longer passes through it.")

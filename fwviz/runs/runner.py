@@ -23,6 +23,7 @@ from fwviz.runs.extension import Kept
 from fwviz.runs.recipe import Recipe
 from fwviz.runs.store import RunWriter
 from fwviz.runs.trace import Cost, Frame, Trace, matrix
+from fwviz.space.wide import plus
 from fwviz.tasks.batches import out_of_memory
 from fwviz.tasks.extended import stored_bytes
 from fwviz.types import Extension, FwvizError, Score, Split, Status, Step, TaskVectors
@@ -311,11 +312,11 @@ class _Session:
     def _fill(self, assembly: Assembly, step: Step) -> None:
         vectors = assembly.problem.vectors
         if self._theta is None:
-            self._theta = torch.empty_like(vectors.base)
+            self._theta = torch.empty_like(vectors.base, dtype=torch.float32)
         if step.coefficients is not None:
             vectors.combine(step.coefficients, vectors.layout.groups(step.granularity), out=self._theta)
         elif step.delta is not None:
-            torch.add(vectors.base, step.delta, out=self._theta)
+            plus(vectors.base, step.delta, self._theta)
         self._filled = step
 
     def _kept(self) -> Kept | None:

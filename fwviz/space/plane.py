@@ -151,7 +151,7 @@ def plane_through(vectors: TaskVectors, models: Sequence[str]) -> Plane:
         raise FwvizError(f"{', '.join(models)} lie on one line, which spans no plane: choose another model.")
     span = torch.zeros(3, vectors.n, dtype=torch.float64)
     span[:, used] = torch.stack([rows[0], u, upright / height])
-    made = [torch.zeros_like(vectors.base) for _ in range(3)]
+    made = [torch.zeros_like(vectors.base, dtype=torch.float32) for _ in range(3)]
     for i in used:
         tau = vectors.vector(i)
         for target, share in zip(made, span[:, i].tolist(), strict=True):

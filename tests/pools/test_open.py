@@ -24,12 +24,32 @@ def test_task_vectors_are_the_files_differences(tiny_pool: Pool) -> None:
     base = load_file(root / "base" / "model.safetensors")
     vectors = tiny_pool.task_vectors(["stripes", "colour"])
     assert vectors.names == ("stripes", "colour")
-    assert torch.equal(vectors.base, flatten(tiny_pool.layout, base))
+    assert vectors.base.dtype == torch.float16
+    assert torch.equal(vectors.base, flatten(tiny_pool.layout, base, torch.float16))
     for i, name in enumerate(vectors.names):
         own = load_file(root / "checkpoints" / name / "model.safetensors")
         expected = flatten(tiny_pool.layout, own) - flatten(tiny_pool.layout, base)
         assert expected.norm() > 0
         assert torch.equal(vectors.vector(i), expected)
+
+
+@pytest.mark.parametrize("saved", [torch.float16, torch.bfloat16, torch.float32, torch.float64, None])
+def test_a_base_is_held_as_it_was_saved(saved: torch.dtype | None, pool_copy: Any) -> None:
+    """In half precision where all that is merged is; a base of several precisions keeps every digit."""
+    path = pool_copy.root / "base" / "model.safetensors"
+    tensors = load_file(path)
+    first = next(iter(sorted(name for name in tensors if name.startswith("vision_model.encoder"))))
+    for name in tensors:
+        tensors[name] = tensors[name].to(saved or torch.float16)
+    if saved is None:
+        tensors[first] = tensors[first].float() + 1e-6
+    save_file(tensors, path, metadata={"format": "pt"})
+    pool_copy.seal()
+    pool = open_pool(pool_copy.root)
+    expected = flatten(pool.layout, tensors, torch.float32)
+    assert pool.base.dtype == (saved if saved in (torch.float16, torch.bfloat16) else torch.float32)
+    assert torch.equal(pool.base.float(), expected)
+    assert torch.equal(pool.model().flat.theta, expected)
 
 
 def test_the_layout_is_the_whole_image_tower(tiny_pool: Pool) -> None:

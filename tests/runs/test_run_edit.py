@@ -153,7 +153,7 @@ def test_an_edit_scores_what_the_run_of_its_recipe_scores(assembly: Assembly) ->
     groups = assembly.problem.groups("layer")
     values = torch.full((len(groups), 3), 0.3)
     values[1, 0], values[-1, 2] = 0.9, -0.1
-    buffer = torch.empty_like(assembly.problem.vectors.base)
+    buffer = torch.empty_like(assembly.problem.vectors.base, dtype=torch.float32)
     found = edited(assembly, "layer", values, out=buffer)
     assert found is not None
     trace = execute(found.recipe)

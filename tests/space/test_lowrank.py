@@ -144,6 +144,23 @@ def test_half_precision_factors_cost_only_their_own_rounding() -> None:
     assert (low.vector(0) - FULL.matrix[0]).norm() < 0.01 * FULL.matrix[0].norm()
 
 
+def test_a_base_in_half_precision_changes_no_digit() -> None:
+    saved = LOW.base.half()
+    wide, half = (LowRankTaskVectors(LAYOUT, LOW.names, base, ADAPTERS) for base in (saved.float(), saved))
+    groups, slope = LAYOUT.groups("tensor"), gradient()
+    shares = torch.rand(len(groups), 3, generator=torch.Generator().manual_seed(2))
+    for a, b in (
+        (wide.scores(slope, groups), half.scores(slope, groups)),
+        (wide.cosines(slope, groups), half.cosines(slope, groups)),
+        (wide.gram(groups), half.gram(groups)),
+        (wide.combine(shares, groups), half.combine(shares, groups)),
+        (wide.vector(2), half.vector(2)),
+        (wide.block(3, 40), half.block(3, 40)),
+    ):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+
+
 def test_factors_of_a_combination_are_exact() -> None:
     weights = torch.randn(len(LAYOUT.names), 3, generator=torch.Generator().manual_seed(4))
     weights[LAYOUT.names.index("layers.1.query.weight")] = 0.0
