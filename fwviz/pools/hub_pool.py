@@ -12,8 +12,6 @@ import json
 import math
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ from fwviz.backbones.folders import base_folder, cached_snapshot
 from fwviz.cards import CheckpointCard, FileCard, PoolCard, TaskCard
 from fwviz.pools.card import weights_name
 from fwviz.pools.hub import HubCard, HubTask
+from fwviz.pools.making import making
 from fwviz.space.files import ModelFiles
 from fwviz.types import SPLITS, FwvizError, Split
 
@@ -255,9 +254,9 @@ def _prepare(card: HubCard, task: HubTask, folder: Path, size: int | None, targe
     parts = _parts({split: source.files for split, source in sources.items()}, sources, card.rows)
     write = _pictures(task, size) if size is not None else _texts(task, FAMILIES[card.family].heads)
     classes = task.classes or sources["test"].class_names()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=target.parent))
-    try:
+    with making(target.parent) as place:
+        work = place / target.name
+        work.mkdir()
         splits: dict[str, tuple[int, str]] = {}
         for split, rows in parts.items():
             columns, classes = write(sources[split], rows, classes)
@@ -268,8 +267,6 @@ def _prepare(card: HubCard, task: HubTask, folder: Path, size: int | None, targe
         except OSError:  # another process was quicker
             if not (target / "facts.json").is_file():
                 raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _source(task: HubTask, folder: Path, split: Split) -> _Source:

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import math
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from fwviz.pools.adapters import is_adapter
 from fwviz.pools.base import examine_base, place_of_base, read_base
 from fwviz.pools.check import Finding
 from fwviz.pools.classifiers import choose_readers, read_reader, readers_of
+from fwviz.pools.making import making
 from fwviz.pools.open import Pool, close_pools, pool_card
 from fwviz.pools.own import Brought, bring_checkpoint, extend_pool, found_pool, free_id, link_or_copy
 from fwviz.tasks.evaluators import Evaluator
@@ -290,16 +290,13 @@ def _merit(scores: Mapping[Split, Score]) -> tuple[int, float]:
 @contextlib.contextmanager
 def _staged(root: Path) -> Iterator[Path]:
     """A folder of the same name to work in, which becomes ``root`` if all goes well and else is gone."""
-    making = root.parent / f".making-{secrets.token_hex(6)}"
-    stage = making / root.name
-    try:
+    with contextlib.ExitStack() as work:
         try:
-            stage.mkdir(parents=True)
+            stage = work.enter_context(making(root.parent)) / root.name
+            stage.mkdir()
         except OSError as error:
             raise FwvizError(f"{root.parent} cannot be written: {error.strerror}.") from None
         yield stage
         if root.exists():
             shutil.rmtree(root)
         stage.rename(root)
-    finally:
-        shutil.rmtree(making, ignore_errors=True)

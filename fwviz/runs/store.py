@@ -28,6 +28,7 @@ from typing import IO, Any
 
 from safetensors import SafetensorError
 
+from fwviz.pools.making import sweep
 from fwviz.runs.extension import Kept, load_kept, save_kept
 from fwviz.runs.recipe import Recipe
 from fwviz.runs.trace import FORMAT, Cost, Frame, Trace
@@ -44,6 +45,7 @@ MAX_INNER_BYTES = 16 << 20
 CUT_OFF = "the run was cut off before it finished"
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
+_CREATED = re.compile(r"\d{8}-\d{6}-\d{3}-\w{1,60}-[0-9a-f]{6}")  # the ids that are given, see RunStore.create
 
 
 def default_root() -> Path:
@@ -66,7 +68,10 @@ class RunSummary:
 
 
 class RunStore:
-    """The runs under one folder. Bounded: :meth:`create` drops the oldest finished runs beyond the limits."""
+    """The runs under one folder. Bounded: :meth:`create` drops the oldest finished runs beyond the limits.
+
+    It also sweeps what was left without a header by a process that was killed while it made or deleted a run.
+    """
 
     def __init__(
         self, root: Path | str | None = None, *, max_runs: int = MAX_RUNS, max_bytes: int = MAX_STORE_BYTES
@@ -151,7 +156,14 @@ class RunStore:
             with contextlib.suppress(FwvizError):
                 yield self.summary(run_id)
 
+    def _headless(self) -> Iterator[Path]:
+        """Folders of runs that nobody can list, read or delete, and nobody writes."""
+        for folder in self.root.iterdir():
+            if _CREATED.fullmatch(folder.name) and not (folder / "header.json").exists() and not _locked(folder):
+                yield folder
+
     def _make_room(self) -> None:
+        sweep(self._headless())
         sizes = {run_id: _size(self.root / run_id) for run_id in self.ids()}
         total = sum(sizes.values())
         for run_id in reversed(self.ids()):  # oldest first

@@ -25,6 +25,7 @@ from typing import Any, Literal
 from fwviz.pools.base import BaseModel
 from fwviz.pools.check import PICKLES, Finding, examine
 from fwviz.pools.classifiers import Reader, read_reader
+from fwviz.pools.making import hold, sweep
 from fwviz.pools.open import close_pools
 from fwviz.pools.places import lend, take_back
 from fwviz.types import FwvizError
@@ -32,6 +33,7 @@ from fwviz.types import FwvizError
 Kind = Literal["task", "checkpoint", "base"]
 
 PREFIX = "own-"
+_FOLDER = "fwviz-own-"
 MAX_BYTES: dict[Kind, int] = {"task": 32 << 20, "checkpoint": 1 << 30, "base": 1 << 30}
 MAX_FILES = 16  # of a visitor
 MAX_VISITOR = 2 << 30  # bytes
@@ -105,6 +107,7 @@ class Visitor:
     key: str
     pages: set[str] = field(default_factory=set)
     folder: Path | None = None
+    held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)  # while there is a folder
     uploads: dict[str, Upload] = field(default_factory=dict)
     pools: tuple[str, ...] = ()
     lent: tuple[str, ...] = ()
@@ -330,6 +333,7 @@ class Shelf:
             take_back(name)
         close_pools(visitor.folder)
         shutil.rmtree(visitor.folder, ignore_errors=True)
+        visitor.held.close()
 
     def _watch(self) -> None:
         """Have a sweeper while there is something to delete. The lock is held."""
@@ -363,7 +367,10 @@ class Shelf:
         if visitor.folder is None:
             if self._root is not None:
                 self._root.mkdir(parents=True, exist_ok=True)
-            visitor.folder = Path(tempfile.mkdtemp(prefix="fwviz-own-", dir=self._root))
+            around = Path(tempfile.gettempdir()) if self._root is None else self._root
+            sweep(around.glob(f"{_FOLDER}*"))  # of servers that were killed
+            visitor.folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=around))
+            visitor.held = hold(visitor.folder)
         return visitor.folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import resource
 import time
 from pathlib import Path
@@ -151,6 +152,24 @@ def test_the_store_drops_its_oldest_finished_runs(tmp_path: Path) -> None:
         finished.append(writer.id)
         time.sleep(0.002)  # ids sort by their millisecond
     assert set(store.ids()) == {under_way.id, *finished[-2:]}
+
+
+def test_runs_without_a_header_are_swept_when_their_process_is_gone(tmp_path: Path) -> None:
+    """A process was killed between making the folder and writing the header, or while it deleted a run."""
+    store = RunStore(tmp_path)
+    ended, half_deleted, alive, young, listed = (store.create(RECIPE) for _ in range(5))
+    for writer in (ended, half_deleted, alive, young):
+        (writer.folder / "header.json").unlink()
+    (half_deleted.folder / "frames.jsonl").unlink()
+    for writer in (ended, half_deleted, young, listed):
+        writer._frames.close()  # as the kernel does for a killed process
+    mine = tmp_path / "my folder"
+    mine.mkdir()
+    for folder in (ended.folder, half_deleted.folder, alive.folder, listed.folder, mine):
+        os.utime(folder, (0, 0))
+    assert store.ids() == (listed.id,)
+    fresh = store.create(RECIPE)
+    assert {folder.name for folder in tmp_path.iterdir()} == {alive.id, young.id, listed.id, mine.name, fresh.id}
 
 
 def test_a_live_update_is_small() -> None:

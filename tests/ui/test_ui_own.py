@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -128,6 +129,27 @@ def test_a_reload_keeps_it_and_a_closed_page_deletes_it(desk: Desk, pool_id: str
     with pytest.raises(FwvizError, match="there is no pool"):
         open_pool(name)
     assert visitor(desk, "third", session.own).own != session.own
+    assert list((tmp_path / "shelf").iterdir()) == []
+
+
+def test_what_a_killed_server_left_is_swept_and_what_another_holds_is_not(tmp_path: Path) -> None:
+    killed, other, third = (Shelf(tmp_path / "shelf") for _ in range(3))
+    folders = []
+    for shelf in (killed, other):
+        key = shelf.enter("page")
+        receiving = shelf.receive(key, "task", "a.zip", 1, first=True)
+        receiving.write(b"x")
+        receiving.finish()
+        folder = shelf.visitor(key).folder
+        assert folder is not None
+        os.utime(folder, (0, 0))
+        folders.append(folder)
+        if shelf is killed:
+            shelf.visitor(key).held.close()  # as the kernel does for a killed process
+    third.receive(third.enter("page"), "task", "a.zip", 1, first=True).give_up()
+    assert [folder.is_dir() for folder in folders] == [False, True]
+    for shelf in (other, third):
+        shelf.close()
     assert list((tmp_path / "shelf").iterdir()) == []
 
 
