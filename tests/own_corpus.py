@@ -5,16 +5,19 @@ Nothing here imports fwviz, so that a mistake in the package cannot hide in its 
 
 from __future__ import annotations
 
+import csv
 import io
 import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from tests import tiny_classifier_pool, tiny_words_pool
 
 SHAPES = ("circle", "cross", "square", "star", "triangle")
 SEGMENTS = {  # of a seven-segment display: top, upper right, lower right, bottom, lower left, upper left, middle
@@ -106,6 +109,23 @@ def texts_csv(path: Path, count: int = 14) -> Path:
             seen.add(" ".join(str(word) for word in rng.permutation(inside)))
         rows += [f'"{text}",{label}' for text in sorted(seen)]
     path.write_text("\n".join(rows), encoding="utf-8")
+    return path
+
+
+def moods(path: Path, kind: str, names: Sequence[str] = ("bad", "good"), rows: int = 60) -> Path:
+    """Examples of the task "mood" of the tiny pools of a kind, drawn anew, each different from the others."""
+    rng = np.random.default_rng(7)
+    found: dict[str, str] = {}
+    while len(found) < rows:
+        if kind in ("roberta", "bert"):
+            samples, labels = tiny_classifier_pool.draw("mood", 2, rng)
+            found |= {text: names[int(label)] for (text, _), label in zip(samples, labels, strict=True)}
+        else:
+            prompts, answers = tiny_words_pool.draw("mood", 2, rng)
+            extra = " ".join(rng.choice(("the", "was"), 5))
+            found |= {f"{extra} {p}": names[("bad", "good").index(a)] for p, a in zip(prompts, answers, strict=True)}
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("text", "label"), *found.items()])
     return path
 
 

@@ -6,7 +6,9 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,8 +18,9 @@ from fwviz.runs.merged import load_merged
 from fwviz.runs.store import RunStore
 from fwviz.tasks.data import load_split
 from fwviz.types import SPLITS
+from tests import tiny_classifier_pool, tiny_words_pool
 from tests.command import Run
-from tests.own_corpus import BAD_TABLES, BAD_ZIPS, segments_zip, shapes_zip, texts_csv
+from tests.own_corpus import BAD_TABLES, BAD_ZIPS, moods, segments_zip, shapes_zip, texts_csv
 
 
 @pytest.fixture(autouse=True)
@@ -153,6 +156,77 @@ def test_a_text_base_of_ones_own(run: Run, tiny_text_pool_path: Path, tmp_path: 
     code, _, err = run("own", file, "--base", tiny_text_pool_path / "base", "--method", "weight_average", "--bring",
                        *(tiny_text_pool_path / "checkpoints" / name for name in ("food", "mood")))  # fmt: skip
     assert code == 0, err
+
+
+def own_line(root: Path, names: tuple[str, ...], file: Path, out: Path, *more: object) -> tuple[object, ...]:
+    """The words of one line from the base and checkpoints of a pool, without the pool, to a folder of weights."""
+    brought = [root / "checkpoints" / name for name in names]
+    return ("own", file, "--base", root / "base", "--bring", *brought, "--max-steps", 1, "--out", out, *more)
+
+
+FORMS = [(kind, form) for kind in ("t5", "gpt2", "llama") for form in ("full", "lora", "ia3")]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the libraries, about each other
+@pytest.mark.parametrize(("kind", "form"), FORMS)
+def test_a_base_of_ones_own_that_answers_in_words(kind: str, form: str, run: Run, tmp_path: Path) -> None:
+    """Whole checkpoints and adapters: what the line reports is what transformers makes of the folder it wrote."""
+    root = tiny_words_pool.make_tiny_words_pool(tmp_path / "pool", kind, form)
+    file = moods(tmp_path / "my moods.csv", kind)
+    code, out, err = run(*own_line(root, ("mood", "repeat"), file, tmp_path / "merged"))
+    assert code == 0, err
+    assert "60 texts of 2 classes (bad, good)" in out
+    assert "answers in words" in out
+    pool = open_pool(Path(re.search(r"^pool: (.*)$", out, re.M)[1]))  # type: ignore[index]
+    assert pool.card.family == ("seq2seq" if kind == "t5" else "causal_lm")
+    assert pool.all_adapters is (form != "full")
+    assert pool.checkpoint_ids == ("mood", "repeat")
+    (run_id,) = RunStore().ids()
+    trace = RunStore().load(run_id)
+    score, task = trace.final["test"]["my_moods"], pool.card.task("my_moods")
+    before, _best, after = map(float, re.search(r"^my_moods +(\S+) +(\S+) +(\S+)$", out, re.M).groups())  # type: ignore[union-attr]
+    assert before == round(100 * task.accuracy["base"]["test"], 1)
+    assert after == round(100 * score.accuracy, 1)
+    assert trace.iterates()[-1].loss < trace.iterates()[0].loss  # type: ignore[operator]
+    rows = pq.read_table(pool.card.root / task.splits["test"].path).to_pydict()
+    words = tiny_words_pool.write_tokenizer(tmp_path)
+
+    def mean_loss(model: Any) -> float:
+        with torch.no_grad():
+            losses = [
+                float(tiny_words_pool.loss_of(model.eval(), kind, words, [text], [task.classes[label]]))
+                for text, label in zip(rows["text"], rows["label"], strict=True)
+            ]
+        return sum(losses) / len(losses)
+
+    whole = tiny_words_pool.auto_class(kind).from_pretrained(tmp_path / "merged")
+    assert mean_loss(whole) == pytest.approx(score.loss, abs=1e-4)
+    if form == "lora":  # a merge of LoRAs is a LoRA of the same base
+        from peft import PeftModel
+
+        more = ("--format", "adapter", "--runs", tmp_path / "again")
+        code, _, err = run(*own_line(root, ("mood", "repeat"), file, tmp_path / "adapter", *more))
+        assert code == 0, err
+        base = tiny_words_pool.auto_class(kind).from_pretrained(root / "base")
+        assert mean_loss(PeftModel.from_pretrained(base, tmp_path / "adapter")) == pytest.approx(score.loss, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("kind", "form"), [(kind, form) for kind in ("roberta", "bert") for form in ("full", "lora")])
+def test_a_base_of_ones_own_with_classifiers(kind: str, form: str, run: Run, tmp_path: Path) -> None:
+    root = tiny_classifier_pool.make_tiny_classifier_pool(tmp_path / "pool", kind, form)
+    file = moods(tmp_path / "my moods.csv", kind, ("bad", "good") if form == "full" else ("0", "1"))
+    code, out, err = run(*own_line(root, ("mood", "pair"), file, tmp_path / "merged"))
+    assert code == 0, err
+    assert "They are read by the classifier of mood." in out
+    pool = open_pool(Path(re.search(r"^pool: (.*)$", out, re.M)[1]))  # type: ignore[index]
+    assert pool.card.family == "sequence_classifier"
+    data = load_split(pool.card, pool.card.task("my_moods"), "test")
+    answers = load_merged(tmp_path / "merged").logits(data.inputs, "my_moods").argmax(-1)
+    after = re.search(r"^my_moods .* (\S+)$", out, re.M)[1]  # type: ignore[index]
+    assert float(after) == round(100 * float((answers == data.labels).float().mean()), 1)
 
 
 def test_pools_open_makes_a_pool(run: Run, tiny_pool_path: Path, tmp_path: Path) -> None:

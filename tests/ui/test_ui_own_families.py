@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import zipfile
@@ -10,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -25,34 +23,12 @@ from fwviz.ui import exports
 from fwviz.ui.desk import Desk
 from fwviz.ui.state import Session
 from tests import tiny_classifier_pool, tiny_words_pool
+from tests.own_corpus import moods
 from tests.own_models import zip_of
 from tests.own_pages import bring, finish, give, merge, own_base, visitor
 
 # Warnings are of the libraries, about each other.
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-ROWS = 60
-
-
-def table(path: Path, texts: Sequence[str], labels: Sequence[str]) -> Path:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("text", "label"), *zip(texts, labels, strict=True)])
-    return path
-
-
-def moods(path: Path, kind: str, names: Sequence[str] = ("bad", "good")) -> Path:
-    """Examples of the task "mood" that no pool has: drawn anew, each different from the others."""
-    rng = np.random.default_rng(7)
-    found: dict[str, str] = {}
-    while len(found) < ROWS:
-        if kind in ("roberta", "bert"):
-            samples, labels = tiny_classifier_pool.draw("mood", 2, rng)
-            found |= {text: names[int(label)] for (text, _), label in zip(samples, labels, strict=True)}
-        else:
-            prompts, answers = tiny_words_pool.draw("mood", 2, rng)
-            extra = " ".join(rng.choice(("the", "was"), 5))
-            found |= {f"{extra} {p}": names[("bad", "good").index(a)] for p, a in zip(prompts, answers, strict=True)}
-    return table(path, list(found), list(found.values()))
 
 
 def make(kind: str, form: str, root: Path) -> Path:
