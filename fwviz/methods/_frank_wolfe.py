@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fwviz.methods.adamerging import Settings as AdaMerging
 from fwviz.methods.adamerging import adapt
+from fwviz.space import simplex
 from fwviz.space.simplex import parents, sum_groups
 from fwviz.space.transformed import stretched
 from fwviz.space.wide import dot
@@ -83,10 +84,10 @@ class Hull:
             extras = ("base",)
         return cls(vectors, groups, initial, stretch, extras)
 
-    @property
-    def start(self) -> Tensor:
-        """λ⁰ where it is a vertex, else the base: what beside checkpoints may excuse a sum above one."""
-        return self.initial if "initial" in self.extras else torch.zeros_like(self.initial)
+    def holds(self, coefficients: Tensor, stretch: float = 1.0) -> bool:
+        """Whether λ (G, n) lies in the hull of these vertices, with the checkpoints stretched by ``stretch``."""
+        initial = self.initial / stretch if "initial" in self.extras else None
+        return simplex.in_hull(coefficients / stretch, initial, base="base" in self.extras)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -147,7 +147,7 @@ def linear_step(
         granularity=groups.granularity,
         coefficients=rows.float(),
         loss=loss,
-        in_hull=simplex.in_hull(rows, torch.zeros_like(rows)),
+        in_hull=simplex.in_hull(rows),
         status=status,
         note=note,
     )

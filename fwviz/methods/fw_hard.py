@@ -162,7 +162,7 @@ def fw_hard(problem: Problem, settings: Settings) -> Iterator[Step]:
         inner=shown + 1,
         granularity=settings.granularity,
         coefficients=initial.float(),
-        in_hull=simplex.in_hull(initial, hull.start),
+        in_hull=hull.holds(initial),
         note=f"initial solution: {settings.init.replace('_', ' ')}",
     )
     yield start  # before its gradients, which take longer than anyone wants to look at an empty chart
@@ -238,7 +238,7 @@ def fw_hard(problem: Problem, settings: Settings) -> Iterator[Step]:
             vertices=tuple(picks),
             scores=before.scores(vectors.n),
             task_scores=before.task_scores(vectors.n),
-            in_hull=coefficients is not None and simplex.in_hull(coefficients, hull.start),
+            in_hull=coefficients is not None and hull.holds(coefficients),
             status=status,
             note=f"no {lower} calibration loss on the way to {words}: stopped here"
             if stuck

@@ -150,7 +150,7 @@ def fw_soft(problem: Problem, settings: Settings) -> Iterator[Step]:
         return measure(hull, objective, at, rows, loss=settings.loss, score=settings.score, tasks=objective.tasks)
 
     def certified(rows: Tensor) -> bool:
-        return settings.extra_vertices != "none" and simplex.in_hull(rows / hull.stretch, hull.start / hull.stretch)
+        return settings.extra_vertices != "none" and hull.holds(rows, hull.stretch)
 
     coefficients = initial
     start = Step(
@@ -158,7 +158,7 @@ def fw_soft(problem: Problem, settings: Settings) -> Iterator[Step]:
         inner=shown + 1,
         granularity=groups.granularity,
         coefficients=initial.float(),
-        in_hull=simplex.in_hull(initial, hull.start),
+        in_hull=hull.holds(initial),
         note=f"initial solution: {settings.init.replace('_', ' ')}",
     )
     yield start  # before its gradients, which take longer than anyone wants to look at an empty chart
@@ -192,7 +192,7 @@ def fw_soft(problem: Problem, settings: Settings) -> Iterator[Step]:
                 granularity=groups.granularity,
                 coefficients=rows.float(),
                 loss=progress.loss,
-                in_hull=simplex.in_hull(rows, hull.start),
+                in_hull=hull.holds(rows),
                 note=f"finding coefficients, update {progress.update}: loss {progress.loss:.3f}"
                 + ("; rejected a trial whose loss is not finite" if progress.rejected else ""),
             )
@@ -216,7 +216,7 @@ def fw_soft(problem: Problem, settings: Settings) -> Iterator[Step]:
             vertices=_names(hull, chosen, chooser),
             scores=before.scores(vectors.n),
             task_scores=before.task_scores(vectors.n),
-            in_hull=simplex.in_hull(coefficients, hull.start),
+            in_hull=hull.holds(coefficients),
             status=status,
             note=_note(hull, chosen, weights, family, found, f"calibration loss {before.loss:.3f} → {now.loss:.3f}"),
         )

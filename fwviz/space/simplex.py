@@ -63,20 +63,26 @@ def fw_gap(slopes: Tensor) -> float:
     return float((-slopes).amax(dim=1).sum())
 
 
-def in_hull(coefficients: Tensor, initial: Tensor, tolerance: float = 1e-5) -> bool:
-    """Whether every group's θ₀ + Σᵢ λᵢ·τᵢ lies in the hull of base, checkpoints and initial solution.
+def in_hull(coefficients: Tensor, initial: Tensor | None = None, *, base: bool = True, tolerance: float = 1e-5) -> bool:
+    """Whether every group's θ₀ + Σᵢ λᵢ·τᵢ lies in the hull of the checkpoints, an initial solution and the base.
 
-    With λ ≥ 0 that is: some share μ ∈ [0, 1] of the initial solution leaves λ − μ·λ⁰ ≥ 0 with a sum ≤ 1 − μ. The test
-    is exact for linearly independent task vectors. coefficients, initial (G, n), initial ≥ 0.
+    With λ ≥ 0 that is: some share μ ∈ [0, 1] of the initial solution leaves λ − μ·λ⁰ ≥ 0 with a sum ≤ 1 − μ, or of
+    just 1 − μ where the base is no vertex. The test is exact for linearly independent task vectors.
+    coefficients, initial (G, n), initial ≥ 0; None is no such vertex.
     """
     if bool((coefficients < -tolerance).any()):
         return False
+    excess = coefficients.sum(dim=1) - 1.0
+    if initial is None:
+        return bool((excess <= tolerance).all()) and (base or bool((excess >= -tolerance).all()))
     positive = initial > 0
     ratio = torch.where(positive, coefficients / initial.masked_fill(~positive, 1.0), 1.0)
     most = ratio.amin(dim=1).clamp(0.0, 1.0)
-    excess, room = coefficients.sum(dim=1) - 1.0, initial.sum(dim=1) - 1.0
-    # Only an initial solution that itself lies outside (room > 0) can excuse a sum above one.
-    return bool((excess <= most * room.clamp(min=0.0) + tolerance).all())
+    # Only an initial solution whose own sum is above one can excuse such a sum, and without the base only one whose sum
+    # is below can excuse that.
+    reach = most * (initial.sum(dim=1) - 1.0)
+    below = bool((excess <= reach.clamp(min=0.0) + tolerance).all())
+    return below and (base or bool((excess >= reach.clamp(max=0.0) - tolerance).all()))
 
 
 # --- projections --------------------------------------------------------------------------------

@@ -197,3 +197,24 @@ def test_a_mixture_that_is_not_finite_is_pulled_back(beyond: float) -> None:
     steps = list(fw_soft(problem, Settings(max_steps=2, epsilon=0.0, **FULL)))
     assert any("rejected a trial whose loss is not finite" in step.note for step in steps)
     assert steps[-1].loss < start.loss  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("extra", ["base_initial", "initial", "none"])
+@pytest.mark.parametrize("init", ["base", "average", "task_arithmetic"])
+@pytest.mark.parametrize("inner", ["simplex", "official"])
+def test_an_iterate_in_the_hull_is_a_mixture_of_its_vertices(extra: str, init: str, inner: str) -> None:
+    """By non-negative least squares, where the released updates may leave the set the gap is measured over."""
+    nnls = pytest.importorskip("scipy.optimize").nnls
+    more = {"official_rate": 0.05, "official_updates": 60} if inner == "official" else {}
+    facts: dict[str, Any] = {"init": init, "inner": inner, "extra_vertices": extra, "coefficient_granularity": "model"}
+    steps = iterates(toy_problem(mixture=INSIDE), max_steps=4, epsilon=0.0, batch_size=0, **facts, **more)
+    assert steps[0].coefficients is not None
+    vertices = list(torch.eye(5)[:, None])
+    vertices += [steps[0].coefficients] if extra != "none" else []
+    vertices += [torch.zeros(1, 5)] if extra == "base_initial" else []
+    columns = torch.cat([*vertices]).double().T
+    system = torch.cat([columns, torch.ones(1, len(vertices), dtype=torch.float64)]).numpy()
+    for step in steps:
+        assert step.coefficients is not None
+        _, distance = nnls(system, [*step.coefficients[0].tolist(), 1.0])
+        assert step.in_hull is (distance < 2e-6), (step.t, distance)

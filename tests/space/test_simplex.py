@@ -103,6 +103,19 @@ def test_in_hull_knows_the_triangle_with_an_outer_vertex() -> None:
     edge = torch.tensor([[0.95, 0.3]])
     assert simplex.in_hull(edge, outer)
     assert not simplex.in_hull(edge + 0.01, outer)
+    # Without the base a sum below one lies outside, unless the initial solution excuses it.
+    half, inner = torch.tensor([[0.25, 0.25]]), torch.tensor([[0.5, 0.1]])
+    assert simplex.in_hull(half)
+    assert not simplex.in_hull(half, base=False)
+    assert simplex.in_hull(torch.tensor([[0.4, 0.6]]), base=False)
+    assert not simplex.in_hull(torch.tensor([[0.4, 0.61]]), base=False)
+    assert simplex.in_hull(inner, inner, base=False)
+    assert not simplex.in_hull(half, inner, base=False)
+    assert simplex.in_hull(0.5 * inner + torch.tensor([[0.5, 0.0]]), inner, base=False)
+    assert not simplex.in_hull(0.5 * inner + torch.tensor([[0.49, 0.0]]), inner, base=False)
+    assert simplex.in_hull(half, nothing, base=False)  # the initial solution is the base
+    assert not simplex.in_hull(half, outer, base=False)
+    assert simplex.in_hull(half, outer)
     # One group outside spoils the whole.
     assert not simplex.in_hull(torch.tensor([[0.5, 0.5], [1.2, 0.0]]), torch.zeros(2, 2))
 
