@@ -78,6 +78,7 @@
 
     const bar = element.querySelector(".fw-progress");
     const action = element.querySelector(".fw-act");
+    const send = fwviz.latest(trigger);
     let asked = 0; // the version for which the whole figure was asked
 
     state.push = (payload) => {
@@ -85,7 +86,7 @@
       if (payload.d) {
         const base = payload.v - payload.since;
         if (state.payload?.v !== base) {
-          if (asked < base) trigger("pin", { chart: name, action: "whole" });
+          if (asked < base) send("pin", { chart: name, action: "whole" });
           asked = base;
           return;
         }
@@ -205,10 +206,10 @@
       const select = point?.data?.meta?.select ?? point?.fullData?.meta?.select;
       if (!select) return;
       const keys = keysOf(point);
-      if (select === "t") return trigger("pin", { chart: name, t: keys.t });
+      if (select === "t") return send("pin", { chart: name, t: keys.t });
       const wanted = select === "cell" ? ["checkpoint", "layer"] : [select];
       const pins = Object.fromEntries(wanted.filter((key) => keys[key] && key in fwviz.pins).map((key) => [key, keys[key]]));
-      if (Object.keys(pins).length) fwviz.pin(pins, (data) => trigger("pin", { chart: name, ...data }));
+      if (Object.keys(pins).length) fwviz.pin(pins, (data) => send("pin", { chart: name, ...data }));
       fwviz.emit("picked", { chart: name, select, keys, value: plain(point.z) ?? plain(point.x) });
     }
 
@@ -421,7 +422,7 @@
       const act = button.dataset.act;
       const menu = button.closest("details");
       if (menu) menu.open = false;
-      if (act === "measure" || act === "stop") return trigger("pin", { chart: name, action: act });
+      if (act === "measure" || act === "stop") return send("pin", { chart: name, action: act });
       if (act === "cli") {
         const line = fwviz.parse(await server.rows(state.payload?.ask || ""), null)?.cli;
         return fwviz.say(line && (await fwviz.copy(line)) ? "Command copied: it makes this figure without a browser." : "There is no command for this chart yet.");

@@ -11,15 +11,16 @@
     let schema = "";
     let made = {};
 
+    const drag = fwviz.latest(trigger);
     const link = (field, now) => fwviz.setQuery({ [`${value.tab}.${field.name}`]: now === field.default ? null : String(now) });
 
     function control(field) {
       const id = `fw-c-${value.tab}-${field.name}`;
       const now = () => value.fields.find((f) => f.name === field.name) || field;
-      const send = (next, event = "tune") => {
+      const send = (next, event = "choose") => {
         now().value = next;
         link(now(), next);
-        trigger(event, { name: field.name, value: next });
+        (event === "tune" ? drag : trigger)(event, { name: field.name, value: next });
       };
       const label = el("label", { for: id }, field.label);
       const described = field.help ? { title: field.help } : {};
@@ -50,12 +51,12 @@
       };
       slide.addEventListener("input", () => {
         paint(Number(slide.value));
-        if (field.live) send(Number(slide.value));
+        if (field.live) send(Number(slide.value), "tune");
       });
       // What is measured beside a control begins when it is let go.
       const settles = field.said !== undefined;
       const said = settles && el("span", { class: "fw-c-said", role: "status" });
-      slide.addEventListener("change", () => send(Number(slide.value), settles ? "settle" : "tune"));
+      slide.addEventListener("change", () => send(Number(slide.value), settles ? "settle" : "choose"));
       const fill = (x) => {
         slide.value = x;
         paint(Number(x));
@@ -120,7 +121,8 @@
   };
 
   fwviz.mountPins = (element, props, send, watch) => {
-    const trigger = (data) => send("pin", data);
+    const later = fwviz.latest(send);
+    const trigger = (data) => later("pin", data);
     fwviz.tellTab = (name) => send("tab", { name });
     const selects = Object.fromEntries([...element.querySelectorAll("select")].map((s) => [s.dataset.pin, s]));
     const clear = element.querySelector("[data-act=unpin]");

@@ -88,6 +88,7 @@
     let timer = null;
     let sent = -1;
     let later = null;
+    const tell = fwviz.latest(trigger);
 
     const percent = (x) => (100 * x).toFixed(1) + " %";
     const short = (x) => (Math.abs(x) >= 1e-3 && Math.abs(x) < 1e4 ? Number(x.toPrecision(3)).toString() : x.toExponential(1));
@@ -138,13 +139,14 @@
     let flying = -1e9;
     function send() {
       clearTimeout(later);
-      if (performance.now() - flying < 4000) return;
-      later = setTimeout(() => {
-        flying = performance.now();
-        sent = index;
-        trigger("scrub", { view: value.view, index, follow });
-        later = setTimeout(() => sent !== index && send(), 4100);
-      }, 30);
+      later = setTimeout(
+        () => {
+          flying = performance.now();
+          sent = index;
+          tell("scrub", { view: value.view, index, follow });
+        },
+        Math.max(flying + 4000 - performance.now(), 30),
+      );
     }
     function arrived() {
       flying = -1e9;
@@ -194,7 +196,7 @@
     function whole() {
       if (performance.now() - (whole.asked || -1e9) < 2000) return;
       whole.asked = performance.now();
-      trigger("scrub", { view: value.view, index, follow, whole: true });
+      tell("scrub", { view: value.view, index, follow, whole: true });
     }
     fwviz.wholeDeck = whole;
 

@@ -9,6 +9,7 @@
     const table = get("table"), what = get(".fw-edit-what"), list = get("ul"), message = get(".fw-empty");
     const slide = get("input[type=range]"), number = get("input[type=number]");
     let value = { v: 0 };
+    const tell = fwviz.latest(trigger);
     let edits = [];
     let picked = { checkpoint: null, layer: "" }; // "" is all layers; a null checkpoint is all checkpoints
 
@@ -98,7 +99,7 @@
 
     function send() {
       fwviz.edited = performance.now();
-      trigger("edit", { edits });
+      tell("edit", { edits });
     }
 
     slide.addEventListener("input", () => set(Number(slide.value)));

@@ -21,12 +21,13 @@
     let wasLive = false;
     const root = element.querySelector(".fw-form");
     const parts = {};
+    const tell = fwviz.latest(trigger);
     const own = fwviz.makeOwn((data) => trigger("own", { ...data, pool: value.pool.id }));
     fwviz.recipe = () => JSON.stringify(recipe);
 
     function edited(what) {
       clearTimeout(later);
-      later = setTimeout(() => trigger("edit", { recipe: JSON.stringify(recipe), what }), 150);
+      later = setTimeout(() => tell("edit", { recipe: JSON.stringify(recipe), what }), 150);
     }
 
     const section = (name, title, ...children) => {
@@ -40,7 +41,7 @@
     function drawPool() {
       const { pool, pools } = value;
       const choose = () => {
-        trigger("pool", { pool: select.value });
+        tell("pool", { pool: select.value });
         select.value = pool.id; // a pool that cannot be opened leaves the form as it is
       };
       const select = el("select", { id: "fw-pool", onchange: choose }, ...pools.map((p) => el("option", { value: p.id, selected: p.id === pool.id }, p.title)));
@@ -316,7 +317,7 @@
     }
 
     // While a run is under way nothing is ranked: ask again when it has ended, and how long another would take.
-    const ask = () => trigger("edit", { recipe: JSON.stringify(recipe), what: "open" });
+    const ask = () => tell("edit", { recipe: JSON.stringify(recipe), what: "open" });
     const rank = () => recipe?.tasks.some((task) => !value.relevance?.[task]) && ask();
     fwviz.on("status", ({ status }) => {
       const live = ["queued", "starting", "running", "paused", "stopping"].includes(status);

@@ -30,6 +30,7 @@
     const empty = element.querySelector(".fw-empty");
     let value = { v: 0, rows: [], compare: [] };
     let compare = new Set();
+    const tell = fwviz.latest(trigger);
 
     function take() {
       const next = fwviz.parse(props.value, null);
@@ -48,7 +49,7 @@
             if (box.checked) compare.add(row.id);
             else compare.delete(row.id);
             fwviz.setQuery({ compare: [...compare].join(",") });
-            trigger("compare", { ids: [...compare] });
+            tell("compare", { ids: [...compare] });
           });
           const open = el("button", { type: "button", class: "fw-link", onclick: () => trigger("open", { id: row.id }), "aria-current": row.id === value.open }, row.title);
           const remove = row.own

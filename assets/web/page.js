@@ -23,6 +23,17 @@
     }
   };
 
+  // Gradio holds an event back while an earlier one of its kind is being answered, and then sends the data of the
+  // earlier one once more. Both are one object here: what is sent then is what was said last.
+  fwviz.latest = (send) => {
+    const said = {};
+    return (name, data) => {
+      const one = (said[name] ||= {});
+      for (const key of Object.keys(one)) delete one[key];
+      send(name, Object.assign(one, data));
+    };
+  };
+
   // The difference that fwviz/ui/delta.py makes, applied without touching the old value.
   const bytesOf = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
   function widened(old, [shape, text]) {

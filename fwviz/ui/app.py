@@ -180,12 +180,14 @@ def _wire(
         desk.shelf.leave(str(request.session_hash))
 
     streams: dict[str, Any] = {"concurrency_limit": None, "trigger_mode": "multiple", **quiet}
-    # Gradio's own mode, "once", drops what is chosen while an earlier choice is still being answered.
+    # Gradio's own mode, "once", drops what is chosen while an earlier choice is still being answered. The last of many
+    # will do where it holds all that was chosen (see fwviz.latest in assets/web/page.js); else each is answered.
     latest: dict[str, Any] = {"trigger_mode": "always_last", **quiet}
+    each: dict[str, Any] = {"trigger_mode": "multiple", **quiet}
     opened = {"outputs": [*outputs, tabs], "api_name": "open", "api_visibility": "undocumented"}
     demo.load(open_page, boot, **(streams | opened), js=_BOOT)
     parts["form"].edit(rank, None, **latest)
-    parts["form"].pool(once(lambda d, s, o, e: d.forms.choose_pool(s, e)), None, **quiet)
+    parts["form"].pool(once(lambda d, s, o, e: d.forms.choose_pool(s, e)), None, **latest)
     parts["form"].own(bring, None, **streams)
     demo.unload(leave)
     parts["runbar"].run(
@@ -196,8 +198,8 @@ def _wire(
     parts["runbar"].stop(once(lambda d, s, o, e: d.stop(s)), None, **quiet)
     parts["scrubber"].scrub(once(lambda d, s, o, e: d.scrub(s, e)), None, **latest)
     parts["history"].open(then_follow(lambda d, s, o, e: d.open_view(s, e)), None, **streams)
-    parts["history"].compare(once(lambda d, s, o, e: d.compare(s, e)), None, **quiet)
-    parts["history"].forget(once(lambda d, s, o, e: d.forget(s, e)), None, **quiet)
+    parts["history"].compare(once(lambda d, s, o, e: d.compare(s, e)), None, **latest)
+    parts["history"].forget(once(lambda d, s, o, e: d.forget(s, e)), None, **each)
     for name, picture in PICTURES.items():
         answer = then_follow(_pin) if picture.long else once(_pin)
         parts[name].pin(answer, None, **(streams if picture.long else latest))
@@ -207,6 +209,7 @@ def _wire(
     for tab in TABS:
         changed = once(lambda d, s, o, e: d.change(s, e))
         parts[f"{tab}_controls"].tune(changed, None, **latest)
+        parts[f"{tab}_controls"].choose(changed, None, **each)
         if TABS[tab].asides:
             parts[f"{tab}_controls"].settle(then_follow(lambda d, s, o, e: d.settle(s, e)), None, **streams)
     parts["pins"].tab(then_follow(lambda d, s, o, e: d.choose_tab(s, e)), None, **streams)

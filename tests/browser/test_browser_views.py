@@ -62,6 +62,44 @@ def test_a_click_marks_a_checkpoint_everywhere_and_hovering_previews_it(opened: 
     assert query(page, "pin") is None
 
 
+def test_what_is_chosen_while_an_answer_is_under_way_counts(opened: Any) -> None:
+    """Three choices of a kind, the later ones while the first is being answered: the page shows the last of each."""
+    page = opened
+    drawn(page, "lmo_bars")
+    page.wait_for_timeout(500)
+    first, second, third = page.evaluate(
+        "[...document.querySelectorAll('#fw-pins [data-pin=checkpoint] option')].slice(1, 4).map((o) => o.value)"
+    )
+    asked: list[dict[str, Any]] = []
+
+    def slowly(route: Any) -> None:
+        asked.append(json.loads(route.request.post_data)["event_data"])
+        time.sleep(1.0)
+        route.continue_()
+
+    page.route("**/queue/join*", slowly)
+    radio = "#fw-controls-relevance input[name=fw-c-relevance-{}]"
+    scope = page.eval_on_selector_all(radio.format("scope"), "all => all.map((input) => input.value)")[1]
+    for checkpoint, order, seen in ((first, "score", scope), (second, "pool", "joint"), (third, "score", scope)):
+        page.select_option("#fw-pins [data-pin=checkpoint]", checkpoint)
+        page.check(f"{radio.format('order')}[value={order}]", force=True)
+        page.check(f"{radio.format('scope')}[value={seen}]", force=True)
+        page.evaluate("i => window.fwviz.goTo(i)", len(asked))
+    page.evaluate("window.fwviz.goTo(1)")
+    page.wait_for_function(
+        """([checkpoint, scope]) => {
+          const [name, key, index, pinned, layer, others, values] = JSON.parse(window.fwviz.charts.lmo_bars.payload.ask);
+          const history = JSON.parse(window.fwviz.charts.lmo_history.payload.ask)[6];
+          return index === 1 && pinned === checkpoint && values.order === "score" && history.scope === scope;
+        }""",
+        arg=[third, scope],
+    )
+    page.unroute("**/queue/join*")
+    assert [event["pins"]["checkpoint"] for event in asked if "pins" in event][-1] == third
+    assert [event["index"] for event in asked if "index" in event][-1] == 1
+    page.click("#fw-pins [data-act=unpin]")
+
+
 def test_scrubbing_moves_the_weights(opened: Any) -> None:
     page = opened
     tab(page, "Weights")

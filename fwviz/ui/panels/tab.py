@@ -38,12 +38,14 @@ def make_charts(
 
 
 def _make_controls(tab: Tab) -> gr.HTML:
-    """The strip of controls. Events: ``tune`` {name, value}; ``settle``, the same, where something is measured then."""
+    """The strip of controls. Events, each {name, value}: ``tune`` of a slider under way, of which the last will do;
+    ``choose`` of anything else; ``settle`` of a slider beside which something is measured when it is let go."""
     return gr.HTML(
         value="",
         html_template=f'<div class="fw-strip" role="group" aria-label="Controls of the tab {tab.title}" hidden></div>',
-        js_on_load="window.fwviz.mountControls(element, props, "
-        "(event, data) => (event === 'settle' ? trigger('settle', data) : trigger('tune', data)), watch)",
+        js_on_load="const send = {tune: (d) => trigger('tune', d), choose: (d) => trigger('choose', d), "
+        "settle: (d) => trigger('settle', d)}; "
+        "window.fwviz.mountControls(element, props, (name, data) => send[name](data), watch)",
         apply_default_css=False,
         head=web.scripts(),
         elem_id=f"fw-controls-{tab.id}",
