@@ -64,8 +64,11 @@
       if (Array.isArray(inner) && !inner.length) delete made[key];
       else made[key] = fwviz.patched(made[key], inner);
     }
-    const [start, more, again = []] = (Array.isArray(old) && difference["+"]) || [];
-    return more ? [...made.slice(0, start), ...more, ...again.map((i) => old[i])] : made;
+    const [start, more, again = [], grown = []] = (Array.isArray(old) && difference["+"]) || [];
+    if (!more) return made;
+    const list = [...made.slice(0, start), ...more, ...again.map((i) => old[i])];
+    for (const inner of grown) list.push(fwviz.patched(list.at(-1), inner));
+    return list;
   };
 
   // What fwviz/ui/brief.py leaves out of a figure, filled in again: ranks, entries of another trace, half the digits.
@@ -74,11 +77,15 @@
     const size = power === 31 ? (digits ? NaN : Infinity) : power ? (1 + digits / 1024) * 2 ** (power - 15) : digits * 2 ** -24;
     return bits >> 15 ? -size : size;
   };
-  function single(array) {
-    const bytes = new Uint8Array(Float32Array.from(new Uint16Array(bytesOf(array.bdata).buffer), half).buffer);
+  const TYPED = { f4: Float32Array, f8: Float64Array, i1: Int8Array, i2: Int16Array, i4: Int32Array };
+  const valuesOf = (array) => (array.bdata ? new TYPED[array.dtype](bytesOf(array.bdata).buffer) : array);
+  const halvesOf = (text) => Float32Array.from(new Uint16Array(bytesOf(text).buffer), half);
+  function single(array, values) {
+    const bytes = new Uint8Array(values.slice().buffer);
     let text = "";
     for (let i = 0; i < bytes.length; i += 4096) text += String.fromCharCode(...bytes.subarray(i, i + 4096));
-    return { ...array, dtype: "f4", bdata: btoa(text) };
+    const { part, ...kept } = array;
+    return { ...kept, dtype: "f4", bdata: btoa(text) };
   }
   // Three digits with a true minus sign, as the charts write numbers: +0.0123, −1.5, 0, +2·10⁻⁵.
   fwviz.number = (value) => {
@@ -87,32 +94,74 @@
     const raised = [...String(power)].map((c) => (c === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[c])).join("");
     return (value < 0 ? "−" : "+") + (power < -4 || power > 2 ? `${digits}·10${raised}` : Number(Math.abs(value).toPrecision(3)));
   };
+  // A range around bars that moves in steps.
+  function reach(values) {
+    const low = Math.min(0, ...values), high = Math.max(0, ...values);
+    const span = high - low || 1, step = 10 ** Math.floor(Math.log10(span)) / 10;
+    return [Math.floor((low - 0.07 * span) / step) * step, Math.ceil((high + 0.07 * span) / step) * step];
+  }
+  // Numbers beside bars: beyond the tip if there is room, else on the other side of the zero line.
+  function beside(values, places) {
+    const low = Math.min(0, ...values), high = Math.max(0, ...values);
+    const made = { x: [], text: [], textposition: [] };
+    for (const i of places) {
+      const v = values[i], out = (v < 0 ? v - low : high - v) / (high - low || 1) > 0.25;
+      made.x.push(out ? v : 0);
+      made.text.push(fwviz.number(v));
+      made.textposition.push(v < 0 === out ? "middle left" : "middle right");
+    }
+    return made;
+  }
+  // What marks on the cells of a map share with them.
+  function cells(marks, map) {
+    const { meta } = marks, x = [...valuesOf(marks.x)], z = valuesOf(map.z);
+    const columns = [...valuesOf(map.x)], rows = x.map((_, i) => map.y.indexOf(marks.y[i])), at = x.map((value) => columns.indexOf(value));
+    const ids = (key, i) => (key in map.meta.rows ? map.meta.rows[key][rows[i]] : map.meta.columns[key][at[i]]);
+    marks.text = x.map((_, i) => z[rows[i] * columns.length + at[i]]);
+    marks.customdata = x.map((_, i) => (meta.keys ? meta.keys.map((key) => ids(key, i)) : ids(meta.select, i)));
+    if (meta.told) marks.hovertext = rows.map((row) => meta.told[row]);
+    return rows;
+  }
   fwviz.filled = (figure) => {
-    const data = [];
-    const numbers = (n) => new Float32Array(bytesOf(data[n].x.bdata).buffer);
+    const data = [], layout = { ...figure.layout, annotations: [...(figure.layout.annotations || [])] };
+    const halves = figure.halves ? halvesOf(figure.halves) : null;
+    const numbers = (n) => valuesOf(data[n].x);
     for (const sent of figure.data) {
-      const trace = { ...sent };
+      const trace = { ...sent }, { meta = {} } = sent, { annotations } = layout;
       data.push(trace);
-      const { ranks, signs, picks, words, halved = [] } = trace.meta || {};
-      for (const name of halved) if (trace[name]?.dtype === "f2") trace[name] = single(trace[name]);
-      for (const [name, [from, places]] of Object.entries(picks || {})) {
+      for (const name of meta.halved || []) if (trace[name]?.dtype === "f2") trace[name] = single(trace[name], trace[name].part ? halves.slice(...trace[name].part) : halvesOf(trace[name].bdata));
+      for (const [name, [from, places]] of Object.entries(meta.picks || {})) {
         const tips = numbers(from);
-        trace[name] = places.map((i) => (i === null ? 0 : tips[i]));
+        trace[name] = places.map((i) => tips[i]);
       }
-      for (const [name, [from, places]] of Object.entries(words || {})) {
-        const tips = numbers(from);
-        trace[name] = places.map((i) => fwviz.number(tips[i]));
+      if (meta.like !== undefined) trace.x = data[meta.like].x;
+      if (meta.beside) Object.assign(trace, beside(numbers(meta.beside[0]), meta.beside[1]));
+      if (meta.reach) layout[meta.reach] = { ...layout[meta.reach], range: reach(numbers(data.length - 1)) };
+      if (meta.columns) {
+        const columns = Object.entries(meta.columns).map(([key, ids]) => [key, ids === "x" ? [...valuesOf(trace.x)] : ids]);
+        trace.meta = { ...meta, columns: Object.fromEntries(columns) };
       }
-      for (const [name, either] of Object.entries(signs || {})) {
+      if (meta.cells !== undefined) {
+        const rows = cells(trace, data[meta.cells]), [note] = annotations.splice(meta.tally);
+        for (let y = 0; y < data[meta.cells].y.length; y++) {
+          const count = rows.filter((row) => row === y).length;
+          annotations.push({ ...note, y, text: count ? `${count}×` : "" });
+        }
+      }
+      if (meta.last !== undefined) {
+        const [x, y] = [trace.x, trace.y].map((array) => valuesOf(array).at(-1));
+        annotations[meta.last] = { ...annotations[meta.last], x, y, text: fwviz.number(y).replace("+", "") };
+      }
+      for (const [name, either] of Object.entries(meta.signs || {})) {
         const values = numbers(data.length - 1);
         trace[name] = trace[name].map((text, i) => text.replace("\ue000", either[values[i] < 0 ? 0 : 1]));
       }
-      if (!ranks) continue;
+      if (!meta.ranks) continue;
       const values = numbers(data.length - 1);
-      trace[ranks] = Array(values.length);
-      [...values.keys()].sort((a, b) => values[a] - values[b] || a - b).forEach((place, i) => (trace[ranks][place] = i + 1));
+      trace[meta.ranks] = Array(values.length);
+      [...values.keys()].sort((a, b) => values[a] - values[b] || a - b).forEach((place, i) => (trace[meta.ranks][place] = i + 1));
     }
-    return { ...figure, data };
+    return { ...figure, data, layout };
   };
 
   // Text from the server is only ever inserted as text.

@@ -76,11 +76,13 @@ def diamonds(
     hover: Sequence[str],
     said: str,
     layers: Sequence[str] | None = None,
+    of_map: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Chosen cells: of a checkpoint each, or with ``layers`` of a checkpoint and a layer.
 
     ``said`` is the template of their hover text, ``hover`` the words that differ from cell to cell in it; what is
-    promised follows. ``scores`` are NaN for vertices that promise nothing.
+    promised follows. ``scores`` are NaN for vertices that promise nothing. ``of_map`` says what of this follows from
+    the map below and need not be sent (see :mod:`fwviz.ui.brief`).
     """
     colours = style.palette(theme)
     scores = style.f4(scores)
@@ -104,9 +106,9 @@ def diamonds(
         "text": scores,
         "hovertext": list(hover),
         "hovertemplate": promised if known.all() else [promised if told else silent for told in known],
-        "meta": style.names("checkpoint", halved=["text"])
+        "meta": style.names("checkpoint", halved=["text"], **of_map or {})
         if layers is None
-        else style.names("cell", keys=("checkpoint", "layer"), halved=["text"]),
+        else style.names("cell", keys=("checkpoint", "layer"), halved=["text"], **of_map or {}),
     }
 
 
@@ -142,7 +144,7 @@ def column_axis(labels: Sequence[str], theme: style.Theme, *, level: bool = Fals
 
 
 def counts(counted: Sequence[str], theme: style.Theme, head: str, narrow: bool) -> list[dict[str, Any]]:
-    """One short text per row at the right edge, under a heading."""
+    """One short text per row at the right edge, under a heading; none at all if all are empty."""
     colours = style.palette(theme)
     texts = [
         style.note(
@@ -158,9 +160,9 @@ def counts(counted: Sequence[str], theme: style.Theme, head: str, narrow: bool) 
             font={"size": style.SMALL, "color": colours.ink},
         )
         for row, text in enumerate(counted)
-        if text
     ]
-    return [style.note("" if narrow else head, theme, x=1, xanchor="left", xshift=4, yshift=5), *texts] if texts else []
+    heading = style.note("" if narrow else head, theme, x=1, xanchor="left", xshift=4, yshift=5)
+    return [heading, *texts] if any(counted) else []
 
 
 def span_of_labels(rows: pd.DataFrame, narrow: bool, theme: style.Theme) -> tuple[dict[str, str], list[str], int]:

@@ -290,7 +290,7 @@ def names(
     said |= {
         end: ids and {key: list(v) for key, v in ids.items()} for end, ids in (("rows", rows), ("columns", columns))
     }
-    return {key: value for key, value in (said | more).items() if value}
+    return {key: value for key, value in (said | more).items() if value not in (None, "", [], {})}
 
 
 # --- layout ---------------------------------------------------------------------------------------

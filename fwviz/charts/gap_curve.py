@@ -36,11 +36,14 @@ def gap_curve(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool 
     t = rows["t"].to_numpy(dtype=float)
     facts = _facts(rows)
     told = np.isfinite(rows["gap"].to_numpy(dtype=float))  # what a step did is told once, with its gap if it has one
-    traces, notes = [], []
+    traces: list[dict[str, Any]] = []
+    notes: list[dict[str, Any]] = []
+    everywhere = bool(np.isfinite(rows[["gap", "loss"]].to_numpy(dtype=float)).all())
     steps = "lines+markers" if len(rows) <= 80 else "lines"
     for axis, column, colour, fill in (("y2", "loss", colours.ink, False), ("y", "gap", colours.wanted, True)):
         values = rows[column].to_numpy(dtype=float)
         known = np.isfinite(values)
+        x, y = style.f4(t[known]), style.f4(values[known])
         head = "calibration loss %{y:.3~g} nats" if column == "loss" else "gap %{y:.3~g} nats"
         tells = told if column == "gap" else ~told
         words = [text * bool(tell) for text, tell, keep in zip(facts, tells, known, strict=True) if keep]
@@ -49,19 +52,21 @@ def gap_curve(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool 
                 "type": "scatter",
                 "mode": steps,
                 "name": column,
-                "x": style.f4(t[known]),
-                "y": style.f4(values[known]),
+                "x": x,
+                "y": y,
                 "yaxis": axis,
                 "line": {"color": colour, "width": 2.25},
                 "marker": {"size": 6, "color": colour, "line": {"width": 1.5, "color": colours.surface}},
                 **({"fill": "tozeroy", "fillcolor": style.alpha(colour, 0.13)} if fill else {}),
                 **({"hovertext": words} if any(words) else {}),
                 "hovertemplate": f"<b>t = %{{x}}</b><br>{head}{'%{hovertext}' * any(words)}<extra></extra>",
-                "meta": style.names("t"),
+                "meta": style.names(
+                    "t", like=0 if everywhere and traces else None, last=len(notes) if known.any() else None
+                ),
             }
         )
         if known.any():
-            notes.append(_last(t[known][-1], values[known][-1], axis, colour, theme))
+            notes.append(_last(float(x[-1]), float(y[-1]), axis, colour, theme))
     notes.append(style.note("<b>calibration loss</b> (nats)", theme, y=1, yshift=4))
     notes.append(style.note("<b>gap</b> (nats)", theme, y=0.42, yshift=4))
     notes.append(style.note("iteration t", theme, y=0, yanchor="top", yshift=-22))

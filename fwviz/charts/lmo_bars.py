@@ -98,7 +98,7 @@ def _panels(
         part = rows[rows["task"] == task]
         colour = styles[task].colour
         start = k * (width + gutter)
-        low, high = min(float(part["value"].min()), 0.0), max(float(part["value"].max()), 0.0)
+        low, high = reach(part["value"].to_numpy(dtype=float))
         bars = len(traces)
         traces.append(
             {
@@ -120,7 +120,9 @@ def _panels(
                 "hovertext": part["hover"].tolist(),
                 "hovertemplate": f"%{{hovertext}}:<br>%{{x:+.3~g}}{' nats' * (value == 'score')} "
                 f"(rank %{{text}} of {len(part)})<extra></extra>",
-                "meta": style.names("checkpoint", task=task, ranks="text", signs=signs, halved=["x"]),
+                "meta": style.names(
+                    "checkpoint", task=task, ranks="text", signs=signs, halved=["x"], reach=f"xaxis{own_axis}"
+                ),
             }
         )
         picked = np.flatnonzero(part["chosen"])
@@ -135,7 +137,7 @@ def _panels(
             theme,
             domain=[start, start + width],
             anchor="y",
-            range=_ends(low, high),
+            range=ends(low, high),
             showgrid=False,
             nticks=2 if narrow else 3,
             tickangle=0,
@@ -287,33 +289,39 @@ def _diamonds(
 def _numbers(
     part: pd.DataFrame, at: np.ndarray, bars: int, reach: tuple[float, float], colours: style.Palette
 ) -> dict[str, Any]:
-    """The numbers of some bars: beyond the tip if there is room, else on the other side of the zero line.
-
-    ``at`` is where these rows stand in the trace number ``bars``.
-    """
-    low, high = reach
-    value = part["value"].to_numpy(dtype=float)
-    room = np.where(value < 0, value - low, high - value) / ((high - low) or 1.0)
-    outward = room > 0.25
-    left = (value < 0) == outward
-    tips = [int(i) if out else None for i, out in zip(at, outward, strict=True)]
+    """The numbers of some bars; ``at`` is where these rows stand in the trace number ``bars``."""
+    x, text, side = beside(part["value"].to_numpy(dtype=float), reach)
     return {
         "type": "scatter",
         "mode": "text",
         "name": "numbers",
-        "x": style.f4(np.where(outward, value, 0.0)),
+        "x": style.f4(x),
         "y": part["row"].to_numpy(np.int16),
-        "text": [style.number(v) for v in value],
+        "text": text,
         "texttemplate": f"{GAP}%{{text}}{GAP}",
-        "textposition": ["middle left" if side else "middle right" for side in left],
+        "textposition": side,
         "textfont": {"size": style.SMALL, "color": [colours.ink if own else colours.muted for own in part["own"]]},
         "cliponaxis": False,
         "hoverinfo": "skip",
-        "meta": style.names(picks={"x": [bars, tips]}, words={"text": [bars, at.tolist()]}),
+        "meta": style.names(beside=[bars, at.tolist()]),
     }
 
 
-def _ends(low: float, high: float) -> list[float]:
+def reach(values: np.ndarray) -> tuple[float, float]:
+    """From where to where bars go that begin at zero."""
+    return min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+
+
+def beside(values: np.ndarray, reach: tuple[float, float]) -> tuple[list[float], list[str], list[str]]:
+    """Numbers beside bars, beyond the tip if there is room, else on the other side of zero: place, text and side."""
+    low, high = reach
+    outward = np.where(values < 0, values - low, high - values) / ((high - low) or 1.0) > 0.25
+    left = (values < 0) == outward
+    sides = ["middle left" if side else "middle right" for side in left]
+    return np.where(outward, values, 0.0).tolist(), [style.number(v) for v in values], sides
+
+
+def ends(low: float, high: float) -> list[float]:
     """A range around the bars that moves in steps: it mostly stays as it is while a run goes on."""
     span = (high - low) or 1.0
     step = 10.0 ** math.floor(math.log10(span)) / 10

@@ -17,6 +17,7 @@ READING = (
     "Diamond: chosen in that iteration. Colours fade as there is less left to gain."
 )
 TOP = 26  # px above the map, for the colour key
+COUNTS = 3  # the annotation that counts what is chosen in the first row
 
 
 @chart(
@@ -78,6 +79,8 @@ def lmo_history(
                 for name, s in zip(picked["checkpoint"], share, strict=True)
             ],
             "Iteration %{x} moves %{hovertext}",
+            of_map={"cells": 0, "tally": COUNTS}
+            | ({"told": [f"to <b>{style.safe(title)}</b>" for title in names.values()]} if (share >= 1).all() else {}),
         )
         # A vertex that few layers chose is a smaller diamond.
         if (share < 1).any():

@@ -17,6 +17,7 @@ READING = (
     "checkpoint the layer-wise oracle picks for the layer."
 )
 TOP = 26  # px above the map, for the colour key
+COUNTS = 3  # the annotation that counts what is picked in the first row
 
 
 @chart(
@@ -88,6 +89,9 @@ def lmo_layers(
                 [f"<b>{style.safe(names[name])}</b>" for name in picked["checkpoint"]],
                 "<b>%{x}</b> picks %{hovertext}",
                 [layers[column] for column in picked["column"]],
+                {"cells": 0, "told": [f"<b>{style.safe(title)}</b>" for title in names.values()], "tally": COUNTS}
+                if scale == "shared"
+                else None,
             )
         )
     tally = picked["checkpoint"].value_counts()

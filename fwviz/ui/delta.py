@@ -8,7 +8,8 @@ A difference is one of
 
 * a number, a text, true, false or null: the new value;
 * an object: what differs by key or index, and of a list under "+" also [start, items]: ``items`` replace what follows,
-  or [start, [], places]: what stands at these places follows once more;
+  or [start, [], places]: what stands at these places follows once more, or [start, [], [], differences]: items follow,
+  each with what turns the one before into it;
 * a list: [] if the value is gone; [value] if it is new as a whole; [skip, drop, text, …] of a text, which is read from
   its beginning: ``skip`` characters stay, ``drop`` are left out, and ``text`` stands there; [shape, text] of an array
   whose rows grow, like a map over time: the new columns.
@@ -18,14 +19,18 @@ from __future__ import annotations
 
 import base64
 import json
-from itertools import chain
+import re
+from difflib import SequenceMatcher
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 Difference = Any
 
 NEAR = 5  # runs of changes closer than this are sent as one
 RUNS = 64  # more of them, and the whole text is cheaper
+MOST_WORDS = 200  # of a text that is compared word by word
 ENDED = "+"
+_AFTER_SPACE = re.compile("(?<= )")
 
 
 def changes(old: Any, new: Any) -> Difference:
@@ -68,15 +73,18 @@ def _changed(old: Any, difference: dict[str, Any]) -> Any:
         for key, inner in difference.items():
             if key != ENDED:
                 items[int(key)] = apply(items[int(key)], inner)
-        start, more, *again = difference.get(ENDED, (len(items), []))
-        return items[:start] + more + [old[i] for places in again for i in places]
-    made = dict(old)
+        start, more, again, grown = [*difference.get(ENDED, (len(items), [])), [], []][:4]
+        made = items[:start] + more + [old[i] for i in again]
+        for inner in grown:
+            made.append(apply(made[-1], inner))
+        return made
+    changed = dict(old)
     for key, inner in difference.items():
         if inner == []:
-            del made[key]
+            del changed[key]
         else:
-            made[key] = apply(made.get(key), inner)
-    return made
+            changed[key] = apply(changed.get(key), inner)
+    return changed
 
 
 def _keys(old: dict[str, Any], new: dict[str, Any]) -> Difference:
@@ -101,12 +109,15 @@ def _items(old: list[Any], new: list[Any]) -> Difference:
 
 
 def _ended(old: list[Any], new: list[Any], common: int) -> list[Any]:
-    """The items from ``common`` on; texts that stood in the list before, as in a list of names, by their places."""
+    """The items from ``common`` on: as they are; names that stood in the list before; or much like the one before."""
     more = new[common:]
+    ways: list[Difference] = [[common, more]]
     places = {item: i for i, item in reversed(list(enumerate(old))) if isinstance(item, str)}
     if more and all(isinstance(item, str) and item in places for item in more):
-        return min(([common, more], [common, [], [places[item] for item in more]]), key=_size)
-    return [common, more]
+        ways.append([common, [], [places[item] for item in more]])
+    if more and common and all(isinstance(item, str | dict) and type(item) is type(new[0]) for item in new):
+        ways.append([common, [], [], [changes(*pair) for pair in pairwise(new[common - 1 :])]])
+    return min(ways, key=_size)
 
 
 def _shorter(difference: Difference, new: Any) -> Difference:
@@ -128,14 +139,14 @@ def _size(value: Any) -> int:
 
 
 def _text(old: str, new: str) -> Difference:
-    """Pieces [skip, drop, text, …]: of texts of one length, of sentences of as many words, or the one between."""
+    """Pieces [skip, drop, text, …]: of texts of one length, of sentences, or the one between."""
     if not old.isascii() and max(old) > "\uffff":
         return new  # browsers count such a character twice
     ways = [_between(old, new, 0)]
     if len(old) == len(new):
         ways.append(_runs(old, new))
-    before, after = old.split(" "), new.split(" ")
-    if 1 < len(before) == len(after):
+    before, after = (_AFTER_SPACE.split(text) for text in (old, new))
+    if min(len(before), len(after)) > 1 and max(len(before), len(after)) <= MOST_WORDS:
         ways.append(_words(before, after))
     return min((_pieces(way) for way in ways if len(way) <= RUNS), key=_size)
 
@@ -164,12 +175,15 @@ def _runs(old: str, new: str) -> list[Piece]:
 
 
 def _words(old: list[str], new: list[str]) -> list[Piece]:
+    """What differs between the words that both sentences have; word by word if they have as many."""
+    places = [*accumulate(map(len, old), initial=0)]
+    blocks = [(i, i + 1, i, i + 1) for i in range(len(old))]
+    if len(old) != len(new):
+        blocks = [block[1:] for block in SequenceMatcher(None, old, new, autojunk=False).get_opcodes()]
     found: list[Piece] = []
-    at = 0
-    for before, after in zip(old, new, strict=True):
-        if before != after:
-            found += _between(before, after, at)
-        at += len(before) + 1
+    for start, end, first, last in blocks:
+        if old[start:end] != new[first:last]:
+            found += _between("".join(old[start:end]), "".join(new[first:last]), places[start])
     return found
 
 

@@ -12,8 +12,12 @@ import numpy as np
 import pytest
 
 from fwviz.charts import _style as style
-from fwviz.ui.brief import SIGN
+from fwviz.charts.lmo_bars import beside, reach
+from fwviz.ui.brief import SIGN, brief
 from fwviz.ui.delta import changes
+from tests.charts.feeds import FEEDS
+from tests.charts.tables_runs import LARGE, PLAIN
+from tests.ui.test_ui_brief import plain, same
 
 
 def chart(page: Any, name: str) -> dict[str, Any]:
@@ -200,23 +204,34 @@ def test_the_page_applies_differences_as_python_does(opened: Any) -> None:
 
 
 def test_the_page_fills_in_what_a_figure_is_sent_without(opened: Any) -> None:
-    """Ranks with ties, signs, picked entries, and every number that half precision knows: subnormal, infinite, none."""
+    """Ranks with ties, signs, picked entries, cells of a map, and every number that half precision knows."""
     halves = np.arange(1 << 16, dtype="<u2").view("<f2")
     x = np.array([0.5, -0.0, -2.0, 0.5, 1e-3, -2.0], "<f4")
     packed = [{"dtype": a.dtype.str[1:], "bdata": base64.b64encode(a.tobytes()).decode()} for a in (x, halves)]
     words = [f"{SIGN} loss"] * len(x)
     meta = {"ranks": "text", "signs": {"hovertext": ["lower", "higher"]}, "halved": ["z", "x"]}
-    marks = {"meta": {"picks": {"x": [0, [2, None, 4]]}, "words": {"text": [0, [2, 0, 4]]}}}
-    sent = {"data": [{"x": packed[0], "z": packed[1], "hovertext": words, "meta": meta}, marks], "layout": {}}
-    bars, picked = opened.evaluate("figure => window.fwviz.filled(figure)", sent)["data"]
+    marks, places = {"meta": {"picks": {"x": [0, [2, 4]]}}}, [2, 0, 4, 1]
+    told = {"meta": {"beside": [0, places]}}
+    sent = {"data": [{"x": packed[0], "z": packed[1], "hovertext": words, "meta": meta}, marks, told], "layout": {}}
+    bars, picked, numbers = opened.evaluate("figure => window.fwviz.filled(figure)", sent)["data"]
     assert bars["text"] == [5, 3, 1, 6, 4, 2]
     assert bars["hovertext"] == [f"{'lower' if v < 0 else 'higher'} loss" for v in x]
     assert bars["x"] == packed[0]
     np.testing.assert_array_equal(np.frombuffer(base64.b64decode(bars["z"]["bdata"]), "<f4"), halves.astype("<f4"))
-    assert picked["x"] == pytest.approx([-2.0, 0.0, 1e-3])
-    assert picked["text"] == ["−2", "+0.5", "+0.001"]
+    assert picked["x"] == pytest.approx([-2.0, 1e-3])
+    assert [numbers[key] for key in ("x", "text", "textposition")] == [*beside(x[places], reach(x))]
     values = [0.0, *(sign * 1.23456 * 10.0**power for power in range(-9, 9) for sign in (1, -1)), 999.6, 0.0999999]
     assert opened.evaluate("values => values.map(window.fwviz.number)", values) == [style.number(v) for v in values]
+
+
+@pytest.mark.parametrize("name", ["lmo_bars", "lmo_history", "lmo_layers", "gap_curve"])
+def test_the_page_draws_the_figure_that_the_chart_made(opened: Any, name: str) -> None:
+    for names in (PLAIN, LARGE):
+        figure = plain(name, FEEDS[name][0](names))
+        sent = brief(figure)
+        made = opened.evaluate("figure => window.fwviz.filled(figure)", sent)
+        assert made.pop("halves", None) == sent.get("halves")
+        same(made, figure)
 
 
 def test_a_click_reaches_python(opened: Any) -> None:

@@ -88,9 +88,9 @@ def test_what_is_chosen_while_an_answer_is_under_way_counts(opened: Any) -> None
     page.evaluate("window.fwviz.goTo(1)")
     page.wait_for_function(
         """([checkpoint, scope]) => {
-          const [name, key, index, pinned, layer, others, values] = JSON.parse(window.fwviz.charts.lmo_bars.payload.ask);
-          const history = JSON.parse(window.fwviz.charts.lmo_history.payload.ask)[6];
-          return index === 1 && pinned === checkpoint && values.order === "score" && history.scope === scope;
+          const ask = (name) => JSON.parse(window.fwviz.charts[name].payload.ask);
+          const [bars, history] = [ask("lmo_bars"), ask("lmo_history")];
+          return bars[2] === 1 && bars[3] === checkpoint && bars[6].order === "score" && history[6].scope === scope;
         }""",
         arg=[third, scope],
     )

@@ -74,6 +74,25 @@ def test_another_number_in_a_sentence_costs_its_digits() -> None:
     assert apply(before, changes(before, after)) == after
 
 
+def test_words_that_come_and_go_cost_themselves() -> None:
+    before = "2 iterations; chosen most often: Flags (2 times). Before iteration 2 the gradient wants Flags most."
+    after = (
+        "3 iterations; chosen most often: Flags (3 times). Before iteration 3 the gradient wants Coarse digits most."
+    )
+    assert size(before, after) < 60
+    assert apply(before, changes(before, after)) == after
+
+
+def test_what_follows_in_a_list_costs_what_is_new_of_it() -> None:
+    notes = [{"text": f"{i}×", "showarrow": False, "xref": "paper", "yref": "y", "x": 1, "y": i} for i in range(9)]
+    old, new = notes[:4], [*notes[:4], notes[7], notes[8]]
+    assert size(old, new) < 90
+    assert apply(old, changes(old, new)) == new
+    told = [f"moved to mnist, uci_digits, street_digits<br>step size {x}" for x in (0.9, 0.5, 0.25)]
+    assert size(told[:2], told) < 50
+    assert apply(told[:2], changes(told[:2], told)) == told
+
+
 def test_a_map_that_gets_a_column_costs_the_column() -> None:
     grid = np.random.default_rng(0).normal(size=(22, 30)).astype("<f4")
     old, new = ({**packed(np.ascontiguousarray(g)), "shape": f"22, {g.shape[1]}"} for g in (grid[:, :29], grid))
