@@ -67,6 +67,8 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
 
 def read_recipe(path: Path, values: dict[str, Any], settings: dict[str, Any] | None = None) -> Recipe:
     """The recipe of a file with options over it."""
+    from fwviz.pools.places import is_there
+    from fwviz.runs.origin import MARK
     from fwviz.runs.recipe import plain_from_text
 
     try:
@@ -82,6 +84,12 @@ def read_recipe(path: Path, values: dict[str, Any], settings: dict[str, Any] | N
     if "method" in values and values["method"] != plain.get("method"):
         plain["settings"] = {}
         plain.pop("coefficients", None)
+    own = text.startswith(MARK) and "pool" not in values
+    if own and not is_there(str(plain.get("pool"))):
+        raise FwvizError(
+            f"{path.name} merges a pool of somebody's own that is not here: bring the files its first lines name, as "
+            f"they say, and give the pool that makes of them with --pool."
+        )
     plain |= values
     given = plain.get("settings", {})
     if settings and isinstance(given, dict):

@@ -9,7 +9,7 @@ import pandas as pd
 
 from fwviz.cards import PoolCard
 from fwviz.lenses import _names as names
-from fwviz.registry import entry, lens
+from fwviz.registry import lens
 from fwviz.runs.trace import Trace
 from fwviz.types import Split
 
@@ -75,4 +75,4 @@ def describe(trace: Trace) -> str:
     """A run in a few words: "FW-Merging, soft · 8 checkpoints · top k 2"."""
     recipe = trace.recipe
     changed = [f"{name.replace('_', ' ')} {value}" for name, value in recipe.changed_settings().items()]
-    return " · ".join([entry("methods", recipe.method).title, f"{len(recipe.checkpoints)} checkpoints", *changed[:3]])
+    return " · ".join([recipe.title, f"{len(recipe.checkpoints)} checkpoints", *changed[:3]])

@@ -11,7 +11,7 @@ import pandas as pd
 from fwviz.cards import PoolCard
 from fwviz.lenses import _names as names
 from fwviz.lenses._groups import typed
-from fwviz.registry import entry, lens
+from fwviz.registry import lens
 from fwviz.runs.trace import Frame, Trace
 from fwviz.space.layout import layer_of, weight_type
 from fwviz.types import FwvizError, Granularity
@@ -71,7 +71,7 @@ def weights_map(
 
 def labels(traces: Sequence[Trace]) -> list[str]:
     """The title of each run's method; runs of one method are numbered."""
-    plain = [entry("methods", trace.recipe.method).title for trace in traces]
+    plain = [trace.recipe.title for trace in traces]
     seen: dict[str, int] = {}
     told = []
     for title in plain:

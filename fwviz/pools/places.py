@@ -46,6 +46,14 @@ def find_pool(id_or_path: str | Path) -> Path:
     return folders[id_or_path]
 
 
+def is_there(id_or_path: str) -> bool:
+    """Whether there is a pool of this name, or in this folder."""
+    try:
+        return (find_pool(id_or_path) / "pool.yaml").is_file()
+    except (FwvizError, OSError):
+        return False
+
+
 def lend(name: str, folder: Path) -> None:
     """Give a folder a name for this process. It is found by those who know the name, and never listed."""
     if not is_id(name):

@@ -24,6 +24,7 @@ from fwviz.registry import entry
 from fwviz.runs.assemble import Assembly, assemble
 from fwviz.runs.extension import Kept
 from fwviz.runs.merged import save_classifiers, save_parts
+from fwviz.runs.origin import is_own, origin, own_line, recipe_text
 from fwviz.runs.recipe import Recipe
 from fwviz.runs.runner import execute
 from fwviz.runs.trace import Trace
@@ -90,7 +91,8 @@ def export_weights(
         else:
             _write_model(assembly, theta, partial, chosen)
             _write_parts(assembly, trace.tasks, extension, partial)
-        (partial / "recipe.yaml").write_text(trace.recipe.to_yaml(), encoding="utf-8")
+        text = recipe_text(trace.recipe, assembly.pool.card)
+        (partial / "recipe.yaml").write_text(text, encoding="utf-8")
         text = model_card(trace, index, assembly, chosen, extension, error)
         (partial / "README.md").write_text(text, encoding="utf-8")
         if target.is_dir():
@@ -248,7 +250,6 @@ def model_card(
     """The README.md of an export: what it is, how it was made, what it scores, how to load it."""
     card = assembly.pool.card
     frame = trace.frame(index)
-    title = entry("methods", trace.recipe.method).title
     licence = json.dumps(str(card.base.get("licence", "other")).lower())
     loader = LOADERS[card.family][format]
     library = "peft" if format == "adapter" else "transformers"
@@ -256,10 +257,12 @@ def model_card(
     outputs = f", num_labels={max(len(card.task(trace.tasks[0]).classes), 1)}" if heads == "own" else ""
     lines = ["---", f"license: {licence}", f"library_name: {library}", "tags:"]
     lines += ["- model-merging", f"- {card.family.split('_')[0]}", "- fwviz", "---", ""]
-    lines += [f"# {title} of {len(trace.checkpoints)} checkpoints of {card.title}", ""]
+    lines += [f"# {trace.recipe.title} of {len(trace.checkpoints)} checkpoints of {card.title}", ""]
     lines += [f"Merged with fwviz {trace.versions.get('fwviz', '')}, iteration t = {frame.t}".rstrip() + "."]
     lines += [f"Checkpoints: {', '.join(trace.checkpoints)}. Merged for: {', '.join(trace.tasks)}.", ""]
-    lines += [*_accuracy_lines(trace, index), "## Make it again", "", "```", trace.recipe.cli_line(), "```", ""]
+    own = is_own(card)
+    again = own_line(trace.recipe, card) if own else trace.recipe.cli_line()
+    lines += [*_accuracy_lines(trace, index), "## Make it again", "", "```", again, "```", ""]
     lines += ["## Load it", "", "```python", f"from {library} import {loader}"]
     lines += [f"from transformers import {whole}"] if format == "adapter" else []
     lines += ["from safetensors.torch import load_file"] if heads == "own" else []
@@ -296,7 +299,12 @@ def model_card(
         shown = card.task(task).prompts if heads == "texts" else card.task(task).classes
         said = f" ({card.task(task).metric})" if heads != "texts" else ""
         lines.append(f"- {task}{said}: {', '.join(json.dumps(p, ensure_ascii=False) for p in shown) or 'free answers'}")
-    lines += ["", f"Base and checkpoints: pool `{card.id}` ({trace.pool_fingerprint}). Data of the tasks:", ""]
+    lines += ["", f"Base and checkpoints: pool `{card.id}` ({trace.pool_fingerprint}). "]
+    if own:
+        lines[-1] += "It is a pool of one's own, which others do not have: the command above makes it again of"
+        lines += ["the same files, which were:", "", *(f"- {line}" for line in origin(trace.recipe, card)), ""]
+    lines[-1] += "Data of the tasks:"
+    lines += [""]
     lines += [f"- {task}: {card.task(task).source} ({card.task(task).licence})" for task in trace.tasks]
     return "\n".join(lines) + "\n"
 

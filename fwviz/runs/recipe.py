@@ -136,6 +136,13 @@ class Recipe:
 
     # --- to outside -----------------------------------------------------------------------------
 
+    @property
+    def title(self) -> str:
+        """What the merge is called: its method, or the base where every coefficient given is 0."""
+        if self.coefficients is not None and not any(map(any, self.coefficients.values)):
+            return "The base"
+        return entry("methods", self.method).title
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data: strings, numbers, lists and mappings. Coefficients are left out where there are none.
 

@@ -57,7 +57,7 @@ class Bringing:
         if not isinstance(what, str) or what not in deeds:
             raise FwvizError("the page sent something that cannot be brought: reload it.")
         for told in deeds[what](key, pools, event):
-            yield told | {name: _placeless(told[name]) for name in ("said", "report") if name in told}
+            yield told | {name: wire.placeless(told[name]) for name in ("said", "report") if name in told}
 
     def _task(self, key: str, pools: Sequence[str], event: Mapping[str, Any]) -> Generator[Told, None, None]:
         upload = self.shelf.upload(key, event.get("file"), "task")
@@ -330,15 +330,6 @@ def _held_against(base: OwnBase, found: Sequence[tuple[str, Path]], alive: Calla
 def _report(name: str, findings: Iterable[Finding]) -> Told:
     """Everything that was found in a model, as the page shows it."""
     return {"name": name, "findings": [asdict(finding) for finding in findings]}
-
-
-def _placeless(told: Any) -> Any:
-    """What is said of files, in however deep a list, without where they lie on the server."""
-    if isinstance(told, str):
-        return wire.placeless(told)
-    if isinstance(told, dict):
-        return {key: _placeless(value) for key, value in told.items()}
-    return [_placeless(value) for value in told] if isinstance(told, list) else told
 
 
 def _names(value: Any) -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import shutil
 import tempfile
 import threading
@@ -14,7 +16,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from fwviz.pools.open import pool_card
 from fwviz.runs.extension import Kept
+from fwviz.runs.origin import recipe_text
+from fwviz.runs.recipe import Recipe
 from fwviz.runs.trace import Trace
 from fwviz.types import FwvizError
 from fwviz.ui import wire
@@ -33,7 +38,8 @@ def routes(prefix: str, library: Library) -> list[BaseRoute]:
             view = parse_view(request.path_params["view"])
             what = request.path_params["what"]
             if what == "recipe":
-                return _file(library.find(view).recipe.to_yaml().encode(), f"{view.id}.yaml", "application/yaml")
+                text = _recipe(library.find(view).recipe)
+                return _file(text.encode(), f"{view.id}.yaml", "application/yaml")
             if what == "table":
                 return _file(library.find(view).table().to_csv(index=False).encode(), f"{view.id}.csv", "text/csv")
             if what == "trace":
@@ -53,13 +59,38 @@ def _file(content: bytes, name: str, media_type: str) -> Response:
     return Response(content, media_type=media_type, headers={"Content-Disposition": f'attachment; filename="{name}"'})
 
 
+def _recipe(recipe: Recipe) -> str:
+    card = None
+    with contextlib.suppress(FwvizError):  # the pool may be gone: then nothing more is known of it
+        card = pool_card(recipe.pool)
+    return recipe_text(recipe, card)
+
+
 def _zipped(folder: Path) -> bytes:
+    """The record of a run, as it is but for what its sentences say of places on this machine."""
     memory = io.BytesIO()
     with zipfile.ZipFile(memory, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(folder.iterdir()):
-            if path.is_file() and not path.is_symlink():
-                archive.write(path, f"{folder.name}/{path.name}")
+            name = f"{folder.name}/{path.name}"
+            if not path.is_file() or path.is_symlink():
+                continue
+            if path.suffix == ".jsonl":
+                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+                archive.writestr(name, "".join(line if "/" not in line else _scrubbed(line) for line in lines))
+            elif path.suffix == ".json":
+                archive.writestr(name, _scrubbed(path.read_text(encoding="utf-8"), indent=1))
+            else:
+                archive.write(path, name)
     return memory.getvalue()
+
+
+def _scrubbed(text: str, indent: int | None = None) -> str:
+    try:
+        plain = json.loads(text)
+    except ValueError:  # cut off in the middle: nothing that can be read is lost
+        return wire.placeless(text)
+    separators, end = ((",", ":"), "\n") if indent is None else (None, "")
+    return json.dumps(wire.placeless(plain), indent=indent, separators=separators) + end
 
 
 def _weights(trace: Trace, index: int, kept: Kept | None) -> Response:

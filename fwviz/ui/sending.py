@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from fwviz.registry import entry
 from fwviz.runs.trace import Trace
 from fwviz.types import FwvizError
 from fwviz.ui import views
@@ -82,7 +81,7 @@ class Sending:
         assert session.view is not None
         job = self.looking.job(session)
         live = job is not None and not job.ended
-        title = source_line(shown.trace, entry("methods", shown.trace.recipe.method).title)
+        title = source_line(shown.trace, shown.trace.recipe.title)
         scrubber = scrubber_value(
             session.view,
             shown.trace,
@@ -158,7 +157,7 @@ def _row(view: View, trace: Trace, job: Job | None) -> Row:
     return Row(
         view=view,
         recipe=trace.recipe,
-        method_title=entry("methods", trace.recipe.method).title,
+        method_title=trace.recipe.title,
         created=trace.created,
         status=job.state if job is not None and not job.ended else trace.status,
         accuracy=sum(score.accuracy for score in test.values()) / len(test) if test else None,

@@ -50,11 +50,17 @@ def version_of(message: str) -> int:
     return int(message[message.index(":") + 1 : message.index(",")])
 
 
-def placeless(text: str) -> str:
-    """A sentence for a page: files by their names, not by where they lie on this machine, which is nobody's business.
+def placeless(told: Any) -> Any:
+    """What a page is told, in however deep a list: files by their names, not by where they lie on this machine."""
+    if isinstance(told, str):
+        return _placeless(told)
+    if isinstance(told, dict):
+        return {key: placeless(value) for key, value in told.items()}
+    return [placeless(value) for value in told] if isinstance(told, list) else told
 
-    Places known to this process are taken out first, since the names of their folders may hold spaces.
-    """
+
+def _placeless(text: str) -> str:
+    # Places known to this process are taken out first, since the names of their folders may hold spaces.
     for root in (str(hub_cache()), tempfile.gettempdir(), os.path.expanduser("~")):
         text = text.replace(f"{root}/", "/here/")
     return _PLACE.sub("", text)
@@ -62,7 +68,7 @@ def placeless(text: str) -> str:
 
 def sentence(error: BaseException) -> str:
     """What an error says, with a capital at its beginning unless it begins with the name of a file or an id."""
-    text = placeless(str(error))
+    text = _placeless(str(error))
     return text[:1].upper() + text[1:] if re.match(r"[a-z]+[ ,:]", text) else text
 
 

@@ -94,6 +94,33 @@ def test_downloads_of_a_run(recorded: tuple[TestClient, View]) -> None:
     assert {Path(name).name for name in record.namelist()} >= {"header.json", "frames.jsonl", "result.json"}
 
 
+def test_the_record_of_a_failed_run_says_no_place_of_the_server(tmp_path: Path) -> None:
+    gone = tmp_path / "place" / "pools" / "gone"
+    store = RunStore(tmp_path / "runs")
+    recipe = Recipe.from_dict({"pool": str(gone), "method": "weight_average", "tasks": ["x"], "checkpoints": ["a"]})
+    writer = store.create(recipe)
+    trace = execute(recipe, writer=writer)
+    assert (trace.status, str(gone) in trace.note) == ("failed", True)
+    # As one that is cut off in the middle of a line has it, too.
+    with (writer.folder / "frames.jsonl").open("a") as frames:
+        frames.write('{"index": 1, "note": "/srv/secret/file')
+    library = Library(JobBoard(store), RunStore(tmp_path / "none"))
+    client = TestClient(Starlette(routes=exports.routes(web.PREFIX, library)))
+    answer = client.get(f"/fwviz/export/run:{writer.id}/trace")
+    assert answer.status_code == 200, answer.text
+    record = zipfile.ZipFile(io.BytesIO(answer.content))
+    for name in record.namelist():
+        content = record.read(name)
+        assert str(tmp_path).encode() not in content, name
+        assert b"/srv/" not in content, name
+    # What is left is still a record, and says what was wrong.
+    record.extractall(tmp_path / "home")
+    again = RunStore(tmp_path / "home").load(writer.id)
+    assert again.status == "failed"
+    assert again.note == trace.note.replace(f"{gone.parent}/", "")
+    assert again.frames[0].note == again.note
+
+
 def test_downloaded_weights_load(recorded: tuple[TestClient, View], tmp_path: Path) -> None:
     from transformers import CLIPModel
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import gradio as gr
 
 from fwviz.cards import PoolCard
+from fwviz.runs.origin import own_line
 from fwviz.runs.recipe import Recipe
 from fwviz.runs.trace import Trace
 from fwviz.ui import web, wire
@@ -61,14 +61,7 @@ def export_value(view: View, trace: Trace, card: PoolCard | None) -> str:
 
 def _command(recipe: Recipe, card: PoolCard | None) -> str:
     """The line that repeats a run. A pool of a visitor's own is only here: its files are named by words in capitals."""
-    line = recipe.cli_line()
-    if not recipe.pool.startswith(PREFIX):
-        return line
-    brought = card is not None and not Path(card.base.get("path", "/")).is_absolute()
-    ground = "--base BASE" if brought else "--pool POOL"
-    _, _, settings = line.partition(" --checkpoints ")[2].partition(" --")
-    start = f"fwviz own EXAMPLES {ground} --bring CHECKPOINTS --method {recipe.method}"
-    return f"{start} --{settings}" if settings else start
+    return own_line(recipe, card) if recipe.pool.startswith(PREFIX) else recipe.cli_line()
 
 
 def tiles_value(tiles: Sequence[tuple[str, str, str]]) -> str:

@@ -119,7 +119,7 @@ def _no_oracle(shown: Shown) -> str:
         return ""
     if not trace.finished:
         return "What the oracle wants appears with the first iteration, if the method asks one."
-    title = entry("methods", trace.recipe.method).title
+    title = trace.recipe.title
     return f"{title} asks no oracle on its way: run FW-Merging to see here what each iteration wants."
 
 
