@@ -9,6 +9,7 @@ from pathlib import Path
 from fwviz.backbones.folders import base_folder
 from fwviz.backbones.sequence_classifier import read_class_names, read_head
 from fwviz.cards import PoolCard
+from fwviz.pools.adapters import is_adapter
 from fwviz.types import FwvizError
 
 _SHOWN = 6
@@ -44,10 +45,13 @@ class Reader:
 
 
 def read_reader(checkpoint: str, place: Path, base: Path) -> Reader | None:
-    """The classifier in a checkpoint's folder or file; None if it has none that can be read."""
+    """The classifier in a checkpoint's folder or file; None if it has none that can be read.
+
+    An adapter that does not say what its outputs are called calls them as the base it was trained on does.
+    """
     try:
         head = read_head(place, base)
-        names = read_class_names(place)
+        names = read_class_names(place) or (read_class_names(base) if is_adapter(place) else ())
     except FwvizError:
         return None
     outputs = head.bias.shape[0]
