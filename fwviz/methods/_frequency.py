@@ -29,6 +29,7 @@ WEIGHTS = ("proportional", "equalised", "balanced", "uniform")
 # What all task vectors are brought to, tensor by tensor, from their mean magnitudes.
 LEVELS: dict[str, Callable[[Sequence[float]], float]] = {"equalised": max, "balanced": statistics.median}
 
+_LEFT = {"base": "so that this is the base itself", "merged": "so that all is merged as it is"}
 _PAPER = {"mode": ("paper",)}
 _OFFICIAL = {"mode": ("official",)}
 
@@ -200,6 +201,15 @@ def filtered_tensors(layout: ParamLayout, choice: str) -> frozenset[int]:
         for j, (shape, layer) in enumerate(zip(layout.shapes, layout.layers, strict=True))
         if len(shape) == 2 and (choice == "matrices" or "block." in layer)
     )
+
+
+def nothing_filtered(layout: ParamLayout, filter_tensors: str, others: str) -> str:
+    """What a note adds where the filter meets no tensor at all: then the merge is not what it is called."""
+    if filtered_tensors(layout, filter_tensors):
+        return ""
+    if filtered_tensors(layout, "matrices"):
+        return f"; no matrix inside a block to filter, {_LEFT[others]}: set filter_tensors to matrices"
+    return f"; no matrix to filter, {_LEFT[others]}: choose a method without a filter"
 
 
 def frequency_delta(vectors: TaskVectors, passing: Filter, *, filter_tensors: str, others: str, weights: str) -> Tensor:

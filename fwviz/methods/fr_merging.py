@@ -63,4 +63,5 @@ def fr_merging(problem: Problem, settings: Settings) -> Iterator[Step]:
         weights=settings.weights,
     )
     note = f"{settings.weights} sum of {problem.vectors.n} filtered task vectors, {passing.words}"
+    note += _frequency.nothing_filtered(problem.vectors.layout, settings.filter_tensors, settings.others)
     yield from _scale.scaled_delta(problem, settings, delta, note)

@@ -149,7 +149,8 @@ def free_merging(problem: Problem, settings: Settings) -> Iterator[Step]:
         extension=extension,
         status="converged",
         note=f"{len(experts)} experts of {100 * settings.density:.3g} % of the parameters "
-        f"({stored_bytes(extension):,} bytes with the router), factors {words}",
+        f"({stored_bytes(extension):,} bytes with the router), factors {words}"
+        + _frequency.nothing_filtered(layout, settings.filter_tensors, settings.others),
     )
 
 

@@ -24,6 +24,7 @@ SHAPES = {
     "encoder.layers.0.mlp.fc1.bias": (24,),
     "visual_projection.weight": (5, 8),
 }
+OUTSIDE = "visual_projection.weight"
 INSIDE = ("encoder.layers.0.self_attn.q_proj.weight", "encoder.layers.0.mlp.fc1.weight")
 
 
@@ -148,3 +149,32 @@ def test_a_checkpoint_equal_to_the_base_changes_nothing(problem: Problem, weight
     (with_copy,) = fr_merging(Problem(more, problem.objective), Settings(weights=weights))
     (without,) = fr_merging(problem, Settings(weights=weights))
     torch.testing.assert_close(with_copy.delta, without.delta)
+
+
+@pytest.mark.parametrize(
+    ("names", "settings", "words"),
+    [
+        (list(SHAPES), {}, ""),
+        (
+            ["visual_projection.weight"],
+            {"others": "base"},
+            "no matrix inside a block to filter, so that this is the base",
+        ),
+        (
+            ["visual_projection.weight"],
+            {"others": "merged"},
+            "inside a block to filter, so that all is merged as it is",
+        ),
+        (["visual_projection.weight"], {"filter_tensors": "matrices"}, ""),
+        (["encoder.layers.0.mlp.fc1.bias"], {"filter_tensors": "matrices"}, "no matrix to filter, so that this is"),
+    ],
+)
+def test_a_merge_in_which_nothing_is_filtered_says_so(names: list[str], settings: dict[str, Any], words: str) -> None:
+    layout = build_layout({name: SHAPES[name] for name in names})
+    matrix = torch.randn(3, layout.size, generator=torch.Generator().manual_seed(4))
+    vectors = ResidentTaskVectors(layout, ("a", "b", "c"), torch.zeros(layout.size), matrix)
+    (step,) = fr_merging(Problem(vectors, toy_problem().objective), Settings(**settings))
+    assert step.delta is not None
+    assert (words in step.note) if words else "to filter" not in step.note
+    if "this is" in words:
+        assert not step.delta.any()
