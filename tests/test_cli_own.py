@@ -101,6 +101,21 @@ def test_texts_of_ones_own(run: Run, tiny_text_pool_path: Path, tmp_path: Path) 
     assert float(after) == round(100 * float((answers == data.labels).float().mean()), 1)
 
 
+def test_texts_that_are_cut_are_counted(run: Run, tiny_text_pool_path: Path, tmp_path: Path) -> None:
+    file = texts_csv(tmp_path / "notes.csv")
+    longest = open_pool(tiny_text_pool_path).card.base["tokens"]
+    head, *rows = file.read_text().splitlines()
+    # With a mark at either end the first fits just so, and the next two do not.
+    for j, words in enumerate((longest - 2, longest - 1, longest + 50)):
+        label = rows[j].rpartition(",")[2]
+        rows[j] = f'"{" ".join(["moon"] * words)}",{label}'
+    file.write_text("\n".join([head, *rows]))
+    code, out, err = run("own", file, "--pool", tiny_text_pool_path, "--method", "weight_average")
+    assert code == 0, err
+    assert f" 2 of them are longer than the {longest} tokens that are read of a text: the end is cut off." in out
+    assert "cut off" not in run("own", texts_csv(file), "--pool", tiny_text_pool_path, "--method", "weight_average")[1]
+
+
 def test_tasks_of_the_pool_are_kept_in_mind_when_named(run: Run, tiny_pool_path: Path, tmp_path: Path) -> None:
     file = shapes_zip(tmp_path / "a.zip", 6)
     code, out, _ = run("own", file, "--pool", tiny_pool_path, "--method", "weight_average", "--tasks", "colour",

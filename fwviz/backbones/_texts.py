@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Text = str | tuple[str, str]  # or a pair of texts
 
 _MAX_TOKENIZER = 64 << 20  # bytes
+WHOLE = 1 << 20  # tokens: no cut
 
 
 def class_texts(classes: Sequence[str], prompts: Sequence[str]) -> list[str]:
@@ -52,6 +53,15 @@ def read_tokenizer(path: Path, longest: int, side: Literal["left", "right"] = "r
     except Exception:  # the library raises plain Exceptions
         raise FwvizError(f"{path} is no valid tokenizer file: save the tokenizer again.") from None
     return tokenizer
+
+
+def count_longer(path: Path, texts: Sequence[str], longest: int, *, special: bool = True) -> int:
+    """How many texts have more than ``longest`` tokens, with or without those a model expects around a text.
+
+    Raises FwvizError if ``path`` is no tokenizer.
+    """
+    whole = read_tokenizer(path, WHOLE)
+    return sum(len(e.ids) > longest for e in whole.encode_batch(list(texts), add_special_tokens=special))
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[Text], vocabulary: int) -> list[list[int]]:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fwviz.backbones._texts import Text, encode_typed, padded, read_tokenizer
+from fwviz.backbones._texts import WHOLE, Text, encode_typed, padded, read_tokenizer
 from fwviz.backbones.clip_config import read_json
 from fwviz.backbones.precision import computing
 from fwviz.space.binding import FlatParameters, bind
@@ -43,7 +43,6 @@ _TABLES = ("shared.weight", "transformer.wte.weight", "wte.weight", "model.embed
 _LARGEST = 1 << 24  # of any size a configuration names
 _MOST_LAYERS = 1 << 10
 _TAIL = 64  # characters of a prompt that can change how an answer behind it is cut into tokens
-_WHOLE = 1 << 20  # tokens: no cut
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class TokeniseWords:
         side: Literal["left", "right"] = "left" if self.kind == "causal" else "right"
         cut = read_tokenizer(self.file, self.longest, side)
         asked = [ids for ids, _ in encode_typed(cut, prompts, self.vocabulary)]
-        whole = read_tokenizer(self.file, _WHOLE)
+        whole = read_tokenizer(self.file, WHOLE)
         known: dict[tuple[str, str], list[int]] = {}
         rows: list[list[list[int]]] = []
         for prompt, ids, said in zip(prompts, asked, answers, strict=True):
@@ -160,7 +159,7 @@ class WordsModel:
             )
         start = 1 if self._is_seq2seq else prompts.shape[1]
         rows = [row[: row.index(tokenise.end)] if tokenise.end in row else row for row in written[:, start:].tolist()]
-        return [text.strip() for text in read_tokenizer(tokenise.file, _WHOLE).decode_batch(rows)]
+        return [text.strip() for text in read_tokenizer(tokenise.file, WHOLE).decode_batch(rows)]
 
     @property
     def _is_seq2seq(self) -> bool:

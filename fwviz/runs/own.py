@@ -13,6 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from fwviz.backbones._texts import count_longer
 from fwviz.backbones.families import FAMILIES
 from fwviz.backbones.folders import MODEL_FILES, base_folder
 from fwviz.cards import CheckpointCard, PoolCard, TaskCard
@@ -235,7 +236,26 @@ def _add_task(path: Path, start: _Start, stage: Path, wish: Wish) -> tuple[TaskC
         licence="not said",
         tags=("own",),
     )
-    return task, examples.sentence(splits), examples.classes
+    said = examples.sentence(splits)
+    if inputs == "texts":
+        said += _cut(card, [text for text in examples.inputs if isinstance(text, str)], names)
+    return task, said, examples.classes
+
+
+def _cut(card: PoolCard, texts: Sequence[str], answers: Sequence[str]) -> str:
+    """What is said of texts, and of answers in words, that are longer than what is read of them; often nothing."""
+    file, longest = base_folder(card) / "tokenizer.json", card.base["tokens"]
+    said = ""
+    if more := count_longer(file, texts, longest):
+        end = "the beginning" if card.family == "causal_lm" else "the end"
+        those = f"{more} of them is" if more == 1 else f"{more} of them are"
+        said = f" {those} longer than the {longest} tokens that are read of a text: {end} is cut off."
+    if FAMILIES[card.family].heads == "words":
+        longest = card.base["answer_tokens"] - 1  # and the end mark
+        if more := count_longer(file, answers, longest, special=False):
+            those = "1 class has a name" if more == 1 else f"{more} classes have names"
+            said += f" {those} of more than {longest} tokens, of which the first {longest} are compared."
+    return said
 
 
 def _read_by_a_checkpoint(card: PoolCard, task: TaskCard, labels: Sequence[str]) -> TaskCard:
