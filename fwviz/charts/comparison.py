@@ -137,20 +137,22 @@ def comparison(
     left = (
         14 if narrow else style.text_width([line for label in labels for line in label.split("<br>")], style.TEXT) + 14
     )
-    most = 3 if narrow else 8
     length = 12 if narrow or len(names) > 5 else 26
-    key = "  ".join(
-        style.coloured(f"● {style.short(t, length)}", styles[k].colour) for k, t in list(names.items())[:most]
-    )
-    notes.append(style.note(key + "  …" * (len(names) > most), theme, y=0, yanchor="top", yshift=-24))
+    keys = [style.coloured(f"● {style.short(t, length)}", styles[k].colour) for k, t in list(names.items())[:8]]
+    keys += ["…"] * (len(names) > len(keys))
+    broad = 3 if narrow else len(keys)
+    lines = ["  ".join(keys[i : i + broad]) for i in range(0, len(keys), broad)]
+    notes.append(style.note("<br>".join(lines), theme, y=0, yanchor="top", yshift=-24, align="left"))
+    below = 46 + 15 * (len(lines) - 1)
+    results = style.text_width(line for note in notes[: len(runs)] for line in note["text"].split("<br>"))
     row_height = 50 if narrow else ROW
     base = style.layout(
         theme,
-        row_height * len(runs) + above + 46,
+        row_height * len(runs) + above + below,
         summary=_summary(runs, unit),
         reading=READING,
         revision=f"comparison {value}",
-        margin=(left, 62 if narrow else 170, above, 46),
+        margin=(left, max(62, results + 12) if narrow else 170, above, below),
         narrow=True,
     )
     changes = {

@@ -59,6 +59,7 @@ def gap_curve(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bool 
                 "marker": {"size": 6, "color": colour, "line": {"width": 1.5, "color": colours.surface}},
                 **({"fill": "tozeroy", "fillcolor": style.alpha(colour, 0.13)} if fill else {}),
                 **({"hovertext": words} if any(words) else {}),
+                "hoverinfo": "y",  # not t once more beside the axis
                 "hovertemplate": f"<b>t = %{{x}}</b><br>{head}{'%{hovertext}' * any(words)}<extra></extra>",
                 "meta": style.names(
                     "t", like=0 if everywhere and traces else None, last=len(notes) if known.any() else None

@@ -87,7 +87,7 @@ def _panels(
 ) -> tuple[list[dict[str, Any]], dict[str, Any], tuple[int, int, int, int]]:
     colours, styles = style.palette(theme), style.task_styles(tasks, theme)
     labels = _row_labels(rows, checkpoints, theme, narrow)
-    gutter = 0.025 if narrow else 0.02
+    gutter = 0.05 if narrow else 0.035  # room for the tick labels of two neighbours
     width = (1 - gutter * (len(tasks) - 1)) / len(tasks)
     signs = {"hovertext": PROMISES} if value == "score" else {}
     traces: list[dict[str, Any]] = []
@@ -117,6 +117,7 @@ def _panels(
                 "customdata": part["checkpoint"].tolist(),
                 "text": part["rank"].to_numpy(np.int16),
                 "textposition": "none",  # it is told with the pointer on the bar
+                "hoverinfo": "x",  # not the row's name over its own label
                 "hovertext": part["hover"].tolist(),
                 "hovertemplate": f"%{{hovertext}}:<br>%{{x:+.3~g}}{' nats' * (value == 'score')} "
                 f"(rank %{{text}} of {len(part)})<extra></extra>",

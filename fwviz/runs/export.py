@@ -258,7 +258,8 @@ def model_card(
     lines = ["---", f"license: {licence}", f"library_name: {library}", "tags:"]
     lines += ["- model-merging", f"- {card.family.split('_')[0]}", "- fwviz", "---", ""]
     lines += [f"# {trace.recipe.title} of {len(trace.checkpoints)} checkpoints of {card.title}", ""]
-    lines += [f"Merged with fwviz {trace.versions.get('fwviz', '')}, iteration t = {frame.t}".rstrip() + "."]
+    made_by = f"fwviz {trace.versions.get('fwviz', '')}".rstrip()
+    lines += [f"Merged with {made_by}, iteration t = {frame.t}."]
     lines += [f"Checkpoints: {', '.join(trace.checkpoints)}. Merged for: {', '.join(trace.tasks)}.", ""]
     own = is_own(card)
     again = own_line(trace.recipe, card) if own else trace.recipe.cli_line()

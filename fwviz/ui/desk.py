@@ -59,7 +59,6 @@ class Desk:
         session.own = self.shelf.enter(session.id, opening.own)
         session.narrow, session.tab, session.runs = opening.narrow, opening.tab, opening.runs
         session.view, session.index = self.library.first(), opening.index
-        session.compare = opening.compare or self.library.recorded()[: state.MAX_COMPARED - 1]
         session.checkpoint, session.layer, session.edits = opening.checkpoint, opening.layer, opening.edits
         session.values = {tab: dict(values) for tab, values in opening.values.items()}
         if opening.job is not None:
@@ -69,6 +68,7 @@ class Desk:
                 session.view = opening.job
             except FwvizError as error:
                 problem = f"The link's run cannot be shown: {error}"
+        session.compare = opening.compare or self._comparable(session.view, self.library.recorded())
         messages: Messages = {}
         try:
             recipe = self.forms.first(session, opening)
@@ -114,9 +114,17 @@ class Desk:
             self.shelf.ran(session.own, job.id)
         view = View("run", job.id)
         self.look_at(session, view)
-        session.compare = (view, *session.compare)[: state.MAX_COMPARED]
+        session.compare = self._comparable(view, session.compare)
         session.runs = (job.id, *session.runs)[: state.MAX_RUNS]
         return job
+
+    def _comparable(self, view: View | None, others: Sequence[View]) -> tuple[View, ...]:
+        """A run and those of ``others`` that are of its pool: who wants to compare across pools ticks their runs."""
+        pools = {}
+        for one in (view, *others):
+            with contextlib.suppress(FwvizError):  # deleted meanwhile
+                pools[one] = self.library.find(one).recipe.pool if one is not None else None
+        return tuple(one for one in pools if one is not None and pools[one] == pools.get(view))[: state.MAX_COMPARED]
 
     def step(self, session: Session) -> Messages:
         job = self._live_job(session)

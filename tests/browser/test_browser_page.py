@@ -234,6 +234,18 @@ def test_the_page_draws_the_figure_that_the_chart_made(opened: Any, name: str) -
         same(made, figure)
 
 
+def test_plotlys_buttons_stand_below_the_plot(opened: Any) -> None:
+    """Above it they would cover the colour key and the headings of columns."""
+    opened.wait_for_selector("#fw-chart-lmo_history .modebar", state="attached")
+    bar, end = opened.evaluate(
+        """() => {
+          const plot = document.querySelector('#fw-chart-lmo_history .fw-plot'), {t, h} = plot._fullLayout._size;
+          return [plot.querySelector('.modebar').getBoundingClientRect().top, plot.getBoundingClientRect().top + t + h];
+        }"""
+    )
+    assert bar > end
+
+
 def test_a_click_reaches_python(opened: Any) -> None:
     page = opened
     page.wait_for_function("window.fwviz.charts.gap_curve?.ready")

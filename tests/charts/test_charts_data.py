@@ -374,6 +374,22 @@ def test_comparison_puts_the_best_complete_run_first() -> None:
     assert raised < [n.yshift for n in close.layout.annotations if n.text.startswith("own checkpoints")]
 
 
+def test_comparison_on_a_phone_cuts_nothing_off() -> None:
+    tasks = ("digits", "letters", "clothes", "flags", "emoji")
+    scores = {"whole": (0.5, 0.6, 0.7, 0.8, 0.9), "partial": (0.9, 0.9)}
+    rows = [
+        {"run": r, "label": r, "task": t, "accuracy": a, "seconds": 3.0}
+        for r, values in scores.items()
+        for t, a in zip(tasks, values, strict=False)
+    ]
+    phone, desk = (comparison(pd.DataFrame(rows), narrow=narrow) for narrow in (True, False))
+    assert phone.layout.margin.r > 10 + style.text_width(["2 of 5 tasks"])
+    for figure in (phone, desk):
+        key = next(n.text for n in figure.layout.annotations if "●" in n.text)
+        assert all(f"● {task}" in key for task in tasks), "each colour has its name"
+    assert phone.layout.margin.b > desk.layout.margin.b, "a second line of names has room"
+
+
 def test_comparison_says_what_is_kept_beside_the_model_and_what_one_trained_model_reaches() -> None:
     rows = pd.DataFrame(
         [

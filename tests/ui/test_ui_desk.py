@@ -190,6 +190,24 @@ def test_a_run_from_start_to_history(desk: Desk, pool_id: str) -> None:
     assert session.view.kind == "rec"
 
 
+def test_runs_of_another_pool_are_compared_only_when_they_are_ticked(desk: Desk, pool_id: str) -> None:
+    session = Session(tab="merge")
+    desk.open(session, Opening(tab="merge"))
+    recorded = session.compare
+    assert [desk.library.find(view).recipe.pool for view in recorded] == [pool_id]
+    elsewhere = desk.board.store.create(recipe_for(pool_id))
+    foreign = execute(recipe_for(pool_id), writer=elsewhere)
+    moved = desk.board.store.root / foreign.id / "header.json"
+    moved.write_text(moved.read_text().replace(f'"pool": "{pool_id}"', '"pool": "another"'))
+    view = View("run", foreign.id)
+    assert desk._comparable(view, recorded) == (view,)
+    desk.open(session, Opening(tab="merge", job=view))
+    assert session.compare == (view,), "a link to a run of another pool begins with that run alone"
+    desk.open(session, Opening(tab="merge", job=view, compare=(view, *recorded)))
+    assert session.compare == (view, *recorded), "what is ticked stays ticked"
+    desk.board.store.delete(foreign.id)
+
+
 def test_stop_and_step_from_the_page(desk: Desk, pool_id: str) -> None:
     session = Session()
     long = recipe_for(pool_id, settings=FAST | {"max_steps": 100, "epsilon": 0.0, "inner_updates": 400})
