@@ -110,14 +110,18 @@
         facts.replaceChildren();
       } else {
         const [, t, inner, loss, gap, accuracy] = tick;
-        label.textContent = `t = ${t}` + (inner ? ` + ${inner}` : "");
+        // An update belongs to the iterate it leads to, but stands between it and the one before.
+        const from = inner ? Math.max(t - 1, 0) : t;
+        const now = `t = ${from}` + (inner ? ` + ${inner}` : "");
+        label.textContent = now;
+        label.title = inner && t ? `Update ${inner} on the way to t = ${t}` : "";
         const parts = [];
         const fact = (name, text, help) => parts.push(fwviz.el("span", { title: help }, fwviz.el("i", {}, name), " ", fwviz.el("b", {}, text)));
         if (accuracy !== null) fact("accuracy (validation)", percent(accuracy), "Mean accuracy over the evaluation tasks, on a quick subset of the validation data; at the end of a run on all of it");
         if (loss !== null) fact("loss", short(loss), "Mean calibration loss of the evaluation tasks, in nats");
         if (gap !== null) fact("gap", short(gap), "Frank–Wolfe gap: at most this much could a step inside the hull still promise");
         facts.replaceChildren(...parts);
-        range.setAttribute("aria-valuetext", `step ${index + 1} of ${count}, t = ${t}` + (accuracy !== null ? `, accuracy ${percent(accuracy)}` : ""));
+        range.setAttribute("aria-valuetext", `step ${index + 1} of ${count}, ${now}` + (accuracy !== null ? `, accuracy ${percent(accuracy)}` : ""));
       }
       badge.textContent = value.live ? "Live" : value.badge || "";
       badge.dataset.kind = value.live ? "live" : value.kind || "";

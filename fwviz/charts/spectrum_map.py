@@ -49,13 +49,14 @@ def spectrum_map(data: pd.DataFrame, *, theme: style.Theme = "light", narrow: bo
             "x": style.f4(table.columns),
             "y": style.f4(table.index),
             "z": style.f4(values),
+            "text": style.f4(10.0**values),
             "zmin": low,
             "zmax": high if high > low else low + 1,
             "colorscale": [[i / 3, colour] for i, colour in enumerate(scale)],
             "showscale": False,
             "hoverongaps": False,
             "hovertemplate": "f<sub>x</sub> %{x:.2f}, f<sub>y</sub> %{y:.2f} of the finest<br>amplitude "
-            "10<sup>%{z:.2f}</sup> (units of the weights)<extra></extra>",
+            "%{text:.2g} (units of the weights)<extra></extra>",
             "meta": style.names(of={"checkpoint": str(rows["checkpoint"].iloc[0])}) if "checkpoint" in rows else None,
         }
     ]

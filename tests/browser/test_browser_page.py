@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,22 @@ def test_step_makes_one_iterate_and_holds(opened: Any) -> None:
     assert page.inner_text("#fw-scrubber .fw-now") == "t = 0"
     page.click("#fw-runbar [data-act=stop]")
     page.wait_for_function("document.querySelector('#fw-runbar .fw-state').dataset.status === 'stopped'")
+
+
+def test_an_update_stands_between_its_iterate_and_the_one_before(opened: Any) -> None:
+    page = opened
+    set_slow(page)
+    page.click("#fw-runbar [data-act=run]")
+    label = "document.querySelector('#fw-scrubber .fw-now')"
+    page.wait_for_function(f"{label}.title")
+    title, text = page.evaluate(f"[{label}.title, {label}.textContent]")
+    page.click("#fw-runbar [data-act=stop]")
+    said = re.fullmatch(r"Update (\d+) on the way to t = (\d+)", title)
+    assert said
+    assert text == f"t = {int(said[2]) - 1} + {said[1]}"
+    page.wait_for_function("document.querySelector('#fw-runbar .fw-state').dataset.status === 'stopped'")
+    page.evaluate("window.fwviz.goTo(0)")
+    page.wait_for_function(f"{label}.textContent.startsWith('t = 0') && !{label}.title")
 
 
 def test_scrubbing_moves_the_charts_and_the_address(opened: Any) -> None:
