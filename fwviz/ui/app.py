@@ -187,7 +187,7 @@ def _wire(
     opened = {"outputs": [*outputs, tabs], "api_name": "open", "api_visibility": "undocumented"}
     demo.load(open_page, boot, **(streams | opened), js=_BOOT)
     parts["form"].edit(rank, None, **latest)
-    parts["form"].pool(once(lambda d, s, o, e: d.forms.choose_pool(s, e)), None, **latest)
+    parts["form"].pool(then_follow(lambda d, s, o, e: d.choose_pool(s, e)), None, **streams)
     parts["form"].own(bring, None, **streams)
     demo.unload(leave)
     parts["runbar"].run(

@@ -58,7 +58,8 @@ class Desk:
         problem = opening.problem
         session.own = self.shelf.enter(session.id, opening.own)
         session.narrow, session.tab, session.runs = opening.narrow, opening.tab, opening.runs
-        session.view, session.index = self.library.first(), opening.index
+        session.view = self.library.first(opening.recipe_query.get("pool")) or self.library.first()
+        session.index = opening.index
         session.checkpoint, session.layer, session.edits = opening.checkpoint, opening.layer, opening.edits
         session.values = {tab: dict(values) for tab, values in opening.values.items()}
         if opening.job is not None:
@@ -87,6 +88,20 @@ class Desk:
         if problem or job is None:
             messages["runbar"] = runbar_value(job, error=problem)
         return messages
+
+    def choose_pool(self, session: Session, data: Any) -> Messages:
+        """Another pool: its tasks and checkpoints, and instead of a recording of another pool one of its own."""
+        messages = self.forms.choose_pool(session, data)
+        pool = state.parse_event(data)["pool"]
+        recording, view = self.library.first(pool), session.view
+        if recording is None or (
+            view is not None and (view.kind == "run" or self.library.find(view).recipe.pool == pool)
+        ):
+            return messages
+        self.look_at(session, recording)
+        session.compare = self._comparable(recording, self.library.recorded())
+        self._begin(session)
+        return messages | self.show(session)
 
     def check(self, session: Session, data: Any) -> tuple[Recipe, Messages]:
         """An edited recipe: its link, or one sentence on what is wrong with it. A new page keeps its link."""

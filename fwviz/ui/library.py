@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import OrderedDict
 from pathlib import Path
 
+from fwviz.pools.open import first_pool
 from fwviz.runs.extension import Kept
-from fwviz.runs.store import RunStore
+from fwviz.runs.store import RunStore, RunSummary
 from fwviz.runs.trace import Trace
 from fwviz.types import FwvizError
 from fwviz.ui.jobs import JobBoard
@@ -32,7 +34,7 @@ class Library:
         self.recordings = recordings
         self._kept: OrderedDict[View, Trace] = OrderedDict()
         self._lock = threading.Lock()
-        self._chosen: tuple[tuple[str, ...], View | None] = ((), None)
+        self._chosen: tuple[tuple[str, ...], dict[str, View]] = ((), {})
 
     def find(self, view: View) -> Trace:
         """The trace as it stands now. Raises FwvizError if there is none."""
@@ -75,15 +77,31 @@ class Library:
         """The recordings, newest first."""
         return tuple(View("rec", run_id) for run_id in self.recordings.ids())
 
-    def first(self) -> View | None:
-        """What a page without parameters shows: the widest choice that the method the form begins with was given."""
+    def first(self, pool: str | None = None) -> View | None:
+        """What is shown of a pool before anything was run: the widest choice given to the method that forms begin with.
+
+        None if nothing of it was recorded. Without a pool: of the one a page begins with, else of any.
+        """
         ids = self.recordings.ids()
         if ids != self._chosen[0]:
-            found = self.recordings.list()
-            told = [summary for summary in found if summary.recipe.method == FIRST_METHOD]
-            widest = max(told or found, key=lambda summary: len(summary.recipe.checkpoints), default=None)
-            self._chosen = (ids, None if widest is None else View("rec", widest.id))
-        return self._chosen[1]
+            self._chosen = (ids, self._widest())
+        firsts = self._chosen[1]
+        if pool is not None:
+            return firsts.get(pool)
+        with contextlib.suppress(FwvizError):  # no pool at all
+            if (begin := first_pool()) in firsts:
+                return firsts[begin]
+        return next(iter(firsts.values()), None)
+
+    def _widest(self) -> dict[str, View]:
+        """Pool → the recording it is shown by, newest first."""
+        firsts: dict[str, RunSummary] = {}
+        for found in self.recordings.list():
+            rank = (found.recipe.method == FIRST_METHOD, len(found.recipe.checkpoints))
+            best = firsts.setdefault(found.recipe.pool, found)
+            if rank > (best.recipe.method == FIRST_METHOD, len(best.recipe.checkpoints)):
+                firsts[found.recipe.pool] = found
+        return {pool: View("rec", summary.id) for pool, summary in firsts.items()}
 
     def _store(self, view: View) -> RunStore:
         return self.recordings if view.kind == "rec" else self.board.store
