@@ -83,7 +83,8 @@ def device_name(device: torch.device) -> str:
     """The device in words, e.g. "cpu, 2 threads (x86_64)"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads ({platform.machine()})"
+    threads = torch.get_num_threads()
+    return f"{device.type}, {threads} thread{'s' * (threads != 1)} ({platform.machine()})"
 
 
 def versions() -> dict[str, str]:

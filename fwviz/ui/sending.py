@@ -163,4 +163,5 @@ def _row(view: View, trace: Trace, job: Job | None) -> Row:
         accuracy=sum(score.accuracy for score in test.values()) / len(test) if test else None,
         seconds=trace.cost.seconds if trace.finished else None,
         note=trace.note,
+        pool=trace.pool_title,
     )

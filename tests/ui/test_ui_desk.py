@@ -129,6 +129,8 @@ def test_a_pool_is_shown_by_its_own_recording(
     assert session.view == sentences
     assert session.compare == (sentences,)
     assert said(messages, "scrubber")["pool"] == said(messages, "form")["pool"]["id"] == text
+    notes = [row["note"] for row in said(messages, "history")["rows"]]
+    assert notes == ["Tiny sentences, recording", *["Tiny patterns, recording"] * 2]
     assert set(views.charts_of("relevance")) <= set(messages)
     linked = Session()
     desk.open(linked, parse_opening(json.dumps({"query": {"pool": text}})))

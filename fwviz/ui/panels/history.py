@@ -15,7 +15,7 @@ from fwviz.ui.state import View
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the history. ``accuracy`` is the mean test accuracy in [0, 1]."""
+    """One line of the history. ``accuracy`` is the mean test accuracy in [0, 1], ``pool`` the title of the pool."""
 
     view: View
     recipe: Recipe
@@ -25,6 +25,7 @@ class Row:
     accuracy: float | None
     seconds: float | None
     note: str = ""
+    pool: str = ""
 
 
 def make_history() -> gr.HTML:
@@ -42,7 +43,8 @@ def make_history() -> gr.HTML:
 
 
 def history_value(rows: Sequence[Row], *, opened: View | None, compared: Sequence[View]) -> str:
-    """The rows to show, which is open and which are compared."""
+    """The rows to show, which is open and which are compared; with runs of several pools each row names its own."""
+    several = len({row.recipe.pool for row in rows}) > 1
     return wire.message(
         rows=[
             {
@@ -50,9 +52,7 @@ def history_value(rows: Sequence[Row], *, opened: View | None, compared: Sequenc
                 "own": row.view.kind == "run",
                 "title": row.method_title,
                 "settings": _said(row.recipe),
-                "note": ("recording" if row.view.kind == "rec" else "")
-                if row.status != "failed"
-                else wire.placeless(row.note),
+                "note": ", ".join(filter(None, (_head(row.pool) if several else "", _note(row)))),
                 "when": day(row.created),
                 "tasks": len(row.recipe.tasks),
                 "checkpoints": len(row.recipe.checkpoints),
@@ -65,6 +65,17 @@ def history_value(rows: Sequence[Row], *, opened: View | None, compared: Sequenc
         open=str(opened) if opened else "",
         compare=[str(view) for view in compared],
     )
+
+
+def _head(title: str) -> str:
+    """A pool's title without what is said of it after a colon."""
+    return title.partition(":")[0]
+
+
+def _note(row: Row) -> str:
+    if row.status == "failed":
+        return wire.placeless(row.note)
+    return "recording" if row.view.kind == "rec" else ""
 
 
 def _said(recipe: Recipe) -> str:
