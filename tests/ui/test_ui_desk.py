@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from fwviz.charts import _style as style
-from fwviz.pools.open import open_pool
 from fwviz.registry import entry
 from fwviz.runs.assemble import assemble
 from fwviz.runs.estimate import in_words
@@ -104,48 +103,6 @@ def test_a_new_page_shows_the_recording(desk: Desk, recordings: RunStore) -> Non
     }
     for name in views.charts_of("relevance"):
         assert len(messages[name]) < MOST_BYTES, (name, len(messages[name]))
-
-
-def test_a_pool_is_shown_by_its_own_recording(
-    pool_id: str, tiny_text_pool_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The one a page begins with by the first page, another when it is chosen or named in a link; a run stays."""
-    text = tiny_text_pool_path.name
-    monkeypatch.setenv("FWVIZ_POOLS", os.pathsep.join([os.environ["FWVIZ_POOLS"], str(tiny_text_pool_path)]))
-    store = RunStore(tmp_path / "traces")
-    recipes = [recipe_for(pool_id, method="weight_average", settings={}), recipe_for(pool_id)]
-    recipes += [Recipe.from_dict({"pool": text, "method": "weight_average"}, open_pool(text).card)]
-    written = [execute(recipe, writer=store.create(recipe)).id for recipe in recipes]
-    _, soft, sentences = (View("rec", run_id) for run_id in written)
-    board = JobBoard(RunStore(tmp_path / "runs"))
-    desk = Desk(board, Library(board, store))
-
-    session = Session()
-    desk.open(session, Opening())
-    assert session.view == soft, "the newest is of another pool"
-    desk.choose_pool(session, {"pool": pool_id})
-    assert session.view == soft
-    messages = desk.choose_pool(session, {"pool": text})
-    assert session.view == sentences
-    assert session.compare == (sentences,)
-    assert said(messages, "scrubber")["pool"] == said(messages, "form")["pool"]["id"] == text
-    notes = [row["note"] for row in said(messages, "history")["rows"]]
-    assert notes == ["Tiny sentences, recording", *["Tiny patterns, recording"] * 2]
-    assert set(views.charts_of("relevance")) <= set(messages)
-    linked = Session()
-    desk.open(linked, parse_opening(json.dumps({"query": {"pool": text}})))
-    assert linked.view == sentences
-
-    average = recipe_for(pool_id, method="weight_average", settings={})
-    desk.start(session, "somebody", {"recipe": average.to_json()}, paused=False)
-    finish(desk, session)
-    own = session.view
-    assert own is not None
-    assert own.kind == "run"
-    messages = desk.choose_pool(session, {"pool": text})
-    assert session.view == own, "a run of one's own is not put away"
-    assert "scrubber" not in messages
-    board.close()
 
 
 def test_every_chart_of_every_tab_draws_and_its_table_can_be_had(desk: Desk, pool_id: str) -> None:
