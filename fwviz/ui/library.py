@@ -94,14 +94,15 @@ class Library:
         return next(iter(firsts.values()), None)
 
     def _widest(self) -> dict[str, View]:
-        """Pool → the recording it is shown by, newest first."""
+        """Pool → the recording it is shown by; the widest first, of equals the newest."""
         firsts: dict[str, RunSummary] = {}
-        for found in self.recordings.list():
-            rank = (found.recipe.method == FIRST_METHOD, len(found.recipe.checkpoints))
-            best = firsts.setdefault(found.recipe.pool, found)
-            if rank > (best.recipe.method == FIRST_METHOD, len(best.recipe.checkpoints)):
-                firsts[found.recipe.pool] = found
+        for found in sorted(self.recordings.list(), key=_width, reverse=True):
+            firsts.setdefault(found.recipe.pool, found)
         return {pool: View("rec", summary.id) for pool, summary in firsts.items()}
 
     def _store(self, view: View) -> RunStore:
         return self.recordings if view.kind == "rec" else self.board.store
+
+
+def _width(recorded: RunSummary) -> tuple[bool, int]:
+    return recorded.recipe.method == FIRST_METHOD, len(recorded.recipe.checkpoints)

@@ -50,6 +50,11 @@ def test_a_pool_is_shown_by_its_own_recording(
     desk.open(linked, parse_opening(json.dumps({"query": {"pool": text}})))
     assert linked.view == sentences
 
+    with monkeypatch.context() as elsewhere:  # where the pool a page begins with has no recording: the widest
+        elsewhere.setattr("fwviz.ui.library.first_pool", lambda: "another")
+        assert desk.library.first() == soft
+    assert desk.library.first("another") is None
+
     average = recipe_for(pool_id, method="weight_average", settings={})
     desk.start(session, "somebody", {"recipe": average.to_json()}, paused=False)
     finish(desk, session)
