@@ -96,7 +96,8 @@ class TaskVectors(Protocol):
     """n task vectors τᵢ = θᵢ − θ₀ over one layout, wherever they are stored.
 
     Results of every storage agree to floating-point rounding. ``bytes_read`` counts the bytes of
-    checkpoint data read so far.
+    checkpoint data read so far. ``base`` is θ₀ (P,) in the dtype it was saved in: a vector made like it names its own,
+    and sums of whole vectors with it go by :mod:`fwviz.space.wide`, which widens none as a whole.
     """
 
     layout: ParamLayout

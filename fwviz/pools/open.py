@@ -320,7 +320,7 @@ class Pool:
                 tensors = {name: file.read(name) for name in self.architecture.tensors}
                 file.close()
                 for name, tensor in tensors.items():
-                    if not tensor.float().isfinite().all():  # of float64 what float32 cannot hold is none
+                    if not tensor.float().isfinite().all():  # float64 may hold what is infinite in float32
                         raise FwvizError(f"{file.path}: tensor {name!r} holds NaN or infinity: restore the pool.")
                 # Half the memory, and no digit less, where the file has no more.
                 found = {tensors[name].dtype for name in self.layout.names}
